@@ -1,0 +1,38 @@
+"""The one place that imports TVM: without torch unless torch is there already, with a thread count.
+
+Importing `tvm` imports torch if it can, which costs seconds and hundreds of megabytes; an
+artifact must load with NumPy and TVM alone. TVM reads `TVM_NUM_THREADS` at import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+
+from hwprune.errors import ToolchainError
+
+
+def load_tvm() -> ModuleType:
+    """Import and return `tvm`. Raises ToolchainError if it is not installed."""
+    if "tvm" in sys.modules:
+        return sys.modules["tvm"]
+    os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("tvm")
+    except ImportError as error:
+        raise ToolchainError(
+            f"TVM cannot be imported: {error}", hint="pip install apache-tvm"
+        ) from error
+    finally:
+        if hide_torch and sys.modules.get("torch", 0) is None:
+            del sys.modules["torch"]
+
+
+def set_threads(threads: int) -> None:
+    """Size TVM's thread pool to `threads` (affinity mode 1: the biggest cores first)."""
+    load_tvm().get_global_func("runtime.config_threadpool")(1, threads)
