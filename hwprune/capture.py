@@ -1,26 +1,219 @@
-"""Capture: `nn.Module` or `.pt2` + example inputs -> `Program`, by torch.export."""
+"""Capture: `nn.Module`, `ExportedProgram` or `.pt2` + example inputs -> `Program`.
+
+torch.export is the IR. The captured graph is one that runs, trains, copies and saves
+without the user's classes, and every later stage reads nothing but a `Program`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from hwprune.errors import HwpruneError, ModelError
+from hwprune.program import (
+    FIXED_TRAINING,
+    Program,
+    ProgramModule,
+    build_program,
+    fingerprint,
+    short_path,
+    source_line,
+    specialize,
+    symbolic_dims,
+    tensor_value,
+    training_position,
+)
+
+__all__ = ["Program", "ProgramModule", "capture", "fingerprint", "source_line", "specialize"]
 
 
-@dataclass(frozen=True)
-class Program:
-    """A captured network: an ATen graph that runs, trains and saves.
+def capture(
+    model: nn.Module | ExportedProgram | str | Path,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    name: str = "",
+) -> Program:
+    """Capture a network in evaluation mode, with a dynamic batch where the model allows it.
 
-    `module` is the unlifted GraphModule of torch.export (parameters and buffers as `get_attr`
-    nodes under their original dotted names; every tensor node has a fake tensor in
-    `meta["val"]`). `inputs` are the example inputs, batch first.
+    Args:
+        model: a module, an exported program, or the path of a `.pt2` file.
+        inputs: example inputs, batch first; None takes those of an exported program.
+        name: what reports call the network; defaults to the class or file name.
+
+    Raises ModelError if the model cannot be exported or read, its weights are not finite, or
+    the inputs do not fit. The caller's module is left as it was.
     """
+    if isinstance(model, str | Path):
+        name = name or Path(model).stem
+        model = _load_exported(Path(model))
+    if isinstance(model, ExportedProgram):
+        program = _from_exported(model, inputs, name or "model")
+    else:
+        if inputs is None:
+            raise ModelError("a module needs example inputs", hint="pass a tuple of tensors")
+        _check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
+        program = _from_module(model, tuple(inputs), name or type(model).__name__)
+    _check_finite(dict(program.module.named_parameters()), dict(program.module.named_buffers()))
+    return program
 
-    module: fx.GraphModule
-    inputs: tuple[Tensor, ...]
-    name: str
-    dynamic_batch: bool
+
+def _load_exported(path: Path) -> ExportedProgram:
+    """Read a `.pt2` file; ModelError where it is absent or corrupt."""
+    if not path.is_file():
+        raise ModelError("no such file", where=str(path))
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ModelError(
+            f"not a readable exported program: {_first_line(error)}",
+            where=str(path),
+            hint="write it with torch.export.save",
+        ) from error
 
 
-__all__ = ["Program", "torch"]
+def _check_finite(*tensors: Mapping[str, Tensor]) -> None:
+    """ModelError naming the first parameter or buffer that holds NaN or infinity."""
+    for name, tensor in ((n, t) for group in tensors for n, t in group.items()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if bool(torch.isnan(tensor).any()):
+                raise ModelError("the weights contain NaN", where=name)
+            if "mask" not in name:  # additive attention masks hold -inf on purpose
+                raise ModelError("the weights contain infinite values", where=name)
+
+
+def _check_inputs(inputs: tuple[Tensor, ...], placeholders: list[fx.Node]) -> None:
+    """ModelError where the example inputs do not fit an exported program's."""
+    if len(inputs) != len(placeholders):
+        raise ModelError(f"the model takes {len(placeholders)} inputs, not {len(inputs)}")
+    for node, given in zip(placeholders, inputs, strict=True):
+        wanted = tensor_value(node)
+        if wanted is None:
+            continue
+        fits = given.ndim == wanted.ndim and all(
+            not isinstance(w, int) or g == w for g, w in zip(given.shape, wanted.shape, strict=True)
+        )
+        if not fits:
+            shape = ",".join(str(s) if isinstance(s, int) else "*" for s in wanted.shape)
+            raise ModelError(
+                f"input {node.name} has shape {tuple(given.shape)}, the model takes ({shape})"
+            )
+        if given.dtype != wanted.dtype:
+            raise ModelError(f"input {node.name} is {given.dtype}, the model takes {wanted.dtype}")
+
+
+def _from_exported(
+    exported: ExportedProgram, inputs: Sequence[Tensor] | None, name: str
+) -> Program:
+    """A Program from a program that is already exported (keeps its dynamic dimensions)."""
+    if inputs is None:
+        if exported.example_inputs is None:
+            raise ModelError("the exported program has no example inputs", hint="pass inputs")
+        inputs = exported.example_inputs[0]
+    module = _unlift(exported)
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    _check_inputs(tuple(inputs), placeholders)
+    dynamic = all(0 in symbolic_dims(n) for n in placeholders if tensor_value(n) is not None)
+    nodes = [n for n in module.graph.nodes if training_position(n) is not None]
+    flags = [bool(n.args[training_position(n)]) for n in nodes]
+    if not all(flags):
+        _mark_fixed(nodes)
+    return build_program(module, tuple(inputs), name, dynamic and bool(placeholders))
+
+
+def _from_module(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Program:
+    """Export a module: with a dynamic batch, or with fixed sizes where that is refused."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        exported, dynamic = _export(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, mode in modes.items():
+            module.training = mode
+    module = _unlift(exported)
+    _mark_fixed([n for n in module.graph.nodes if training_position(n) is not None])
+    return build_program(module, inputs, name, dynamic)
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, bool]:
+    """(exported program, whether its batch is dynamic). Raises ModelError."""
+    batched = inputs and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
+    if batched and len({x.shape[0] for x in inputs}) == 1:
+        twice = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
+        dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+        try:
+            return torch.export.export(model, twice, dynamic_shapes=dynamic), True
+        except Exception:
+            pass  # the batch is baked in, or nothing can be exported: the next attempt tells
+    try:
+        return torch.export.export(model, inputs), False
+    except Exception as error:
+        raise _export_error(model, inputs, error) from error
+
+
+def _export_error(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> HwpruneError:
+    """The clearest account of a failed export: wrong inputs, or the user's line and the op."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model)(*(x.clone() for x in inputs))
+    except Exception as plain:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
+        return ModelError(
+            f"the model does not run on inputs of shape {shapes}: {_first_line(plain)}",
+            where=_user_frame(plain),
+            hint="check the number and shapes of the inputs",
+        )
+    return ModelError(
+        f"the model cannot be exported: {type(error).__name__}: {_first_line(error)}",
+        where=_user_frame(error),
+        hint="torch.export must be able to trace it",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _user_frame(error: BaseException) -> str:
+    """`file:line` of the innermost frame outside torch, from the message or the traceback."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    listed = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    trace = error.__traceback__
+    walked: list[tuple[str, str]] = []
+    while trace is not None:
+        walked.append((trace.tb_frame.f_code.co_filename, str(trace.tb_lineno)))
+        trace = trace.tb_next
+    for frames in (walked, listed):
+        users = [f for f in frames if not f[0].startswith((*own, "<"))]
+        if users:
+            return f"{short_path(users[-1][0])}:{users[-1][1]}"
+    return ""
+
+
+def _mark_fixed(nodes: list[fx.Node]) -> None:
+    """Remember the nodes that are in training mode although the model was evaluated."""
+    for node in nodes:
+        position = training_position(node)
+        if position is not None and bool(node.args[position]):
+            node.meta[FIXED_TRAINING] = True
+
+
+def _unlift(exported: ExportedProgram) -> fx.GraphModule:
+    """The graph module of an exported program, without guard nodes and assertions."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and str(node.target).startswith("_guards_fn"):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
