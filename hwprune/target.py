@@ -1,9 +1,23 @@
-"""`Target`: what hwprune knows about a device, loaded from `targets/<name>/target.toml`."""
+"""`Target`: what hwprune knows about a device, loaded from `targets/<name>/target.toml`.
+
+The schema is described in `docs/targets.md`; `target_schema.py` checks it. The target "host" is
+filled in from the CPU that this process runs on.
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from hwprune.errors import TargetError
+from hwprune.host_cpu import X86_FEATURES, CpuFacts, features, read_cpu, vector_unit
+from hwprune.target_schema import read_toml
+
+FILE = "target.toml"
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,7 @@ class Target:
     description: str
     kind: str  # "cpu" | "cuda" | "mcu"
     tvm_target: dict[str, Any]  # TVM's target as a dict, e.g. {"kind": "llvm", "mcpu": ...}
-    isa: tuple[str, ...]  # instruction-set features, e.g. ("avx2", "fma", "avx512f")
+    isa: tuple[str, ...]  # instruction-set features by Linux's names, e.g. ("avx2", "fma")
     vector_bits: int
     vector_registers: int
     cores: int
@@ -43,3 +57,148 @@ class Target:
     def lanes(self) -> int:
         """float32 elements in a vector register: the block of the packed layout."""
         return self.vector_bits // 32
+
+
+def load_target(name: str) -> Target:
+    """The target of this name; "host" is detected.
+
+    Raises TargetError if there is none (suggesting the nearest) or its file is invalid.
+    """
+    files = _target_files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=1, cutoff=0.4)
+        known = ", ".join(sorted(files)) or "none"
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TargetError(f"unknown target {name!r}", hint=f"{hint}known: {known}")
+    return load_file(files[name])
+
+
+def list_targets() -> tuple[str, ...]:
+    """The names `load_target` knows, sorted; "host" first."""
+    return tuple(sorted(_target_files(), key=lambda name: (name != "host", name)))
+
+
+def load_file(path: Path) -> Target:
+    """Read one `target.toml`. Raises TargetError naming the file and the key."""
+    raw = read_toml(path)
+    if raw["name"] != path.parent.name:
+        raise TargetError(
+            f"name is {raw['name']!r} but the folder is {path.parent.name!r}", where=str(path)
+        )
+    if raw.pop("detect", False):
+        raw = _merge(_detected(read_cpu()), raw)
+    return _build(raw)
+
+
+def check_runnable(target: Target, facts: CpuFacts | None = None) -> None:
+    """Raise TargetError unless code for this target runs on this machine."""
+    if target.runner != "local":
+        raise TargetError(
+            f"target {target.name!r} does not run on this machine (runner {target.runner!r})"
+        )
+    facts = facts or read_cpu()
+    missing = sorted(set(target.isa) - facts.flags)
+    if missing:
+        raise TargetError(
+            f"target {target.name!r} needs instructions that this CPU ({facts.model}) lacks: "
+            f"{', '.join(missing)}",
+            hint="compile for it here, run it there; or choose the target host",
+        )
+
+
+def target_directories() -> tuple[Path, ...]:
+    """Where targets are looked for, first found first: HWPRUNE_TARGETS, then hwprune's own."""
+    user = [Path(p) for p in os.environ.get("HWPRUNE_TARGETS", "").split(os.pathsep) if p]
+    package = Path(__file__).resolve().parent
+    own = [package / "_targets", package.parent / "targets"]
+    return tuple(d for d in (*user, *own) if d.is_dir())
+
+
+def _target_files() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for directory in target_directories():
+        for file in sorted(directory.glob(f"*/{FILE}")):
+            found.setdefault(file.parent.name, file)
+    return found
+
+
+def _build(raw: Mapping[str, Any]) -> Target:
+    """A Target from a checked (and, for the host, completed) description."""
+    isa, memory = raw["isa"], raw.get("memory", {})
+    energy = raw.get("energy")
+    cores = raw.get("cores", {})
+    return Target(
+        name=raw["name"],
+        description=raw["description"],
+        kind=raw["kind"],
+        tvm_target=dict(raw["tvm"]),
+        isa=tuple(isa["features"]),
+        vector_bits=isa["vector_bits"],
+        vector_registers=isa["vector_registers"],
+        cores=cores.get("count", 1),
+        clock_hz=cores.get("clock_hz"),
+        l1d_bytes=memory.get("l1d_bytes"),
+        l2_bytes=memory.get("l2_bytes"),
+        l3_bytes=memory.get("l3_bytes"),
+        memory_bytes_per_s=memory.get("bytes_per_s"),
+        sram_bytes=memory.get("sram_bytes"),
+        flash_bytes=memory.get("flash_bytes"),
+        energy=Energy(**energy) if energy else None,
+        channel_alignment=raw.get("alignment", {}).get("channels", 1),
+        toolchain=raw.get("toolchain", {}).get("compiler", ""),
+        runner=raw.get("runner", {}).get("kind", "local"),
+    )
+
+
+def _detected(facts: CpuFacts) -> dict[str, Any]:
+    """The description of a CPU, in the schema of the file."""
+    from hwprune.tvm_runtime import load_tvm  # loading TVM takes seconds: only the host needs it
+
+    codegen = load_tvm().target.codegen
+    mcpu = str(codegen.llvm_get_system_cpu())
+    bits, registers = vector_unit(facts)
+    memory = {"l1d_bytes": facts.l1d_bytes, "l2_bytes": facts.l2_bytes, "l3_bytes": facts.l3_bytes}
+    cores: dict[str, Any] = {"count": facts.cores, "clock_hz": facts.clock_hz}
+    return {
+        "description": f"this machine: {facts.model} ({mcpu}), {facts.cores} cores",
+        "isa": {
+            "features": sorted(features(facts)),
+            "vector_bits": bits,
+            "vector_registers": registers,
+        },
+        "cores": {key: value for key, value in cores.items() if value},
+        "memory": {key: value for key, value in memory.items() if value},
+        "alignment": {"channels": max(8, bits // 32)},
+        "tvm": {"kind": "llvm", "mcpu": mcpu, "mattr": host_attributes(facts, mcpu)},
+    }
+
+
+def host_attributes(facts: CpuFacts, mcpu: str) -> list[str]:
+    """LLVM attributes that make `mcpu` fit this CPU.
+
+    Takes away the instructions that the model has by name but this (virtual) machine hides, and
+    asks for 512-bit vectors where LLVM would settle for 256.
+    """
+    if facts.machine in ("aarch64", "arm64"):
+        return ["+neon"]
+    from hwprune.tvm_runtime import load_tvm
+
+    tvm = load_tvm()
+    implied = tvm.target.codegen.llvm_get_cpu_features(
+        tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    )
+    names = {str(feature) for feature in implied}
+    hidden = sorted(
+        llvm for linux, llvm in X86_FEATURES.items() if llvm in names and linux not in facts.flags
+    )
+    wide = ["-prefer-256-bit"] if vector_unit(facts)[0] == 512 else []
+    return [*(f"-{llvm}" for llvm in hidden), *wide]
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over` in their place, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+
+from hwprune import target as target_module
+from hwprune.errors import TargetError
+from hwprune.host_cpu import CpuFacts, features, read_cpu, vector_unit
+from hwprune.target import check_runnable, host_attributes, list_targets, load_file, load_target
+from hwprune.target_schema import TABLES, TOP
+
+ROOT = Path(__file__).parent.parent
+V3 = (ROOT / "targets/x86-64-v3/target.toml").read_text()
+
+
+def write(directory: Path, text: str, name: str = "x86-64-v3") -> Path:
+    file = directory / name / "target.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def facts(machine: str = "x86_64", flags: str = "", **more: object) -> CpuFacts:
+    values = dict(
+        model="test", cores=2, clock_hz=None, l1d_bytes=None, l2_bytes=None, l3_bytes=None
+    )
+    return CpuFacts(machine=machine, flags=frozenset(flags.split()), **(values | more))  # type: ignore[arg-type]
+
+
+def test_shipped_targets_load() -> None:
+    assert list_targets()[0] == "host"
+    v3, v4 = load_target("x86-64-v3"), load_target("x86-64-v4")
+    assert (v3.lanes, v4.lanes) == (8, 16)
+    assert set(v3.isa) < set(v4.isa)
+    assert v4.tvm_target["mcpu"] == "x86-64-v4"
+    assert (v3.channel_alignment, v4.channel_alignment) == (8, 16)
+
+
+def test_host_is_detected_and_runnable() -> None:
+    host = load_target("host")
+    check_runnable(host)
+    assert host.tvm_target["mcpu"] not in ("native", "generic", "")
+    assert host.cores >= 1
+    assert host.lanes in (4, 8, 16)
+    assert set(host.isa) <= read_cpu().flags
+
+
+def test_host_code_uses_the_whole_vector() -> None:
+    from hwprune.tvm_runtime import load_tvm
+
+    host = load_target("host")
+    tvm = load_tvm()
+    implied = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(host.tvm_target))
+    assert "prefer-256-bit" not in {str(f) for f in implied} or host.vector_bits < 512
+
+
+def test_unknown_target_suggests_the_nearest() -> None:
+    with pytest.raises(TargetError, match="did you mean 'x86-64-v3'"):
+        load_target("x86-64v3")
+
+
+def test_isa_this_machine_lacks_is_refused() -> None:
+    with pytest.raises(TargetError, match="avx512f"):
+        check_runnable(load_target("x86-64-v4"), facts(flags="avx avx2 fma"))
+
+
+def test_remote_runner_is_refused_here(tmp_path: Path) -> None:
+    file = write(tmp_path, V3.replace('kind = "local"', 'kind = "rpc"'))
+    with pytest.raises(TargetError, match="rpc"):
+        check_runnable(load_file(file))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "said"),
+    [
+        ("vector_bits = 256", 'vector_bits = "256"', "isa.vector_bits", "whole number"),
+        ("vector_bits = 256", "vector_bits = true", "isa.vector_bits", "whole number"),
+        ("vector_bits = 256", "vector_bits = 100", "isa.vector_bits", "one of"),
+        ("vector_bits = 256", "vektor_bits = 256", "isa.vektor_bits", "did you mean"),
+        ("vector_bits = 256", "", "isa.vector_bits", "missing"),
+        ("vector_registers = 16", "vector_registers = 0", "isa.vector_registers", "at least 1"),
+        ("channels = 8", "channels = inf", "alignment.channels", "whole number"),
+        ('kind = "cpu"', 'kind = "tpu"', "kind", "one of"),
+        ('kind = "cpu"', 'kind = "cpu"\nextra = 1', "extra", "unknown key"),
+        ("schema = 1", "schema = 2", "schema", "one of"),
+        ('compiler = "g++"', "compiler = 1", "toolchain.compiler", "a text"),
+        ("[alignment]\nchannels = 8", "alignment = 8", "alignment", "a table"),
+        ("[alignment]", "[energy]\npj_per_mac = 1.0\n[alignment]", "energy.pj_per_byte", "missing"),
+        ("[alignment]", "[cores]\nclock_hz = inf\n[alignment]", "cores.clock_hz", "at least"),
+        ("schema = 1", "schema = = 1", "", "TOML"),
+        ('name = "x86-64-v3"', 'name = "other"', "", "folder"),
+    ],
+)
+def test_bad_files_name_file_and_key(
+    tmp_path: Path, old: str, new: str, key: str, said: str
+) -> None:
+    assert old in V3
+    file = write(tmp_path, V3.replace(old, new, 1))
+    with pytest.raises(TargetError, match=said) as caught:
+        load_file(file)
+    assert str(file) in str(caught.value)
+    assert key in str(caught.value)
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="cannot be read"):
+        load_file(tmp_path / "none" / "target.toml")
+
+
+def test_user_directories_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = V3.replace('description = "', 'description = "mine: ')
+    write(tmp_path, text)
+    write(tmp_path, V3.replace("x86-64-v3", "board"), "board")
+    monkeypatch.setenv("HWPRUNE_TARGETS", str(tmp_path))
+    assert load_target("x86-64-v3").description.startswith("mine")
+    assert load_target("board").name == "board"
+
+
+def test_optional_tables(tmp_path: Path) -> None:
+    more = """
+[memory]
+sram_bytes = 262144
+flash_bytes = 1048576
+bytes_per_s = 1e9
+[energy]
+pj_per_mac = 4.6
+pj_per_byte = 640
+source = "Horowitz 2014"
+"""
+    target = load_file(write(tmp_path, V3 + more))
+    assert target.sram_bytes == 262144
+    assert target.energy is not None
+    assert target.energy.source == "Horowitz 2014"
+    assert target.memory_bytes_per_s == 1e9
+
+
+def test_aarch64_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = "processor\t: 0\nFeatures\t: fp asimd aes asimddp\nCPU part\t: 0xd0c\n"
+    files = {
+        "proc/cpuinfo": cpuinfo,
+        "sys/devices/system/cpu/cpu0/cache/index0/level": "1\n",
+        "sys/devices/system/cpu/cpu0/cache/index0/type": "Data\n",
+        "sys/devices/system/cpu/cpu0/cache/index0/size": "64K\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "3000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    cpu = read_cpu(tmp_path, "aarch64")
+    assert vector_unit(cpu) == (128, 32)
+    assert set(features(cpu)) == {"asimd", "asimddp"}
+    assert (cpu.l1d_bytes, cpu.l2_bytes, cpu.clock_hz) == (65536, None, 3e9)
+    monkeypatch.setattr(target_module, "read_cpu", lambda: cpu)
+    host = load_target("host")
+    assert (host.lanes, host.vector_registers) == (4, 32)
+    assert host.tvm_target["mattr"] == ["+neon"]
+
+
+def test_hidden_instructions_are_taken_away() -> None:
+    seen = "avx avx2 fma f16c bmi1 bmi2 avx512f avx512bw avx512cd avx512dq avx512vl"
+    attributes = host_attributes(facts(flags=seen), "icelake-server")
+    assert "-avx512vbmi" in attributes
+    assert "-avx2" not in attributes
+    assert "-prefer-256-bit" in attributes
+    assert "-prefer-256-bit" not in host_attributes(facts(flags="avx avx2 fma"), "haswell")
+
+
+def test_docs_name_every_key() -> None:
+    text = (ROOT / "docs/targets.md").read_text()
+    for name in TOP:
+        assert f"`{name}`" in text or f"[{name}]" in text, name
+    for table, keys in TABLES.items():
+        for key in keys:
+            assert f"`{table}.{key}`" in text, key
