@@ -1,0 +1,47 @@
+"""How far two networks agree on the same images, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def fidelity(
+    dense: Callable[[Any], Any],
+    pruned: Callable[[Any], Any],
+    images: Tensor | Sequence[Tensor],
+    *,
+    batch: int = 16,
+) -> dict[str, float]:
+    """Share of images with the same top-1 class, and mean cosine of the outputs.
+
+    Args:
+        dense, pruned: functions of a batch (N, …) -> the first output, (N, …); torch or NumPy.
+        images: (N, …), or a sequence of such batches.
+        batch: images per call where `images` is one tensor.
+
+    Both keys, "top1_agreement" and "cosine", are means over the images.
+    """
+    batches = images.split(batch) if isinstance(images, Tensor) else images
+    agree, cosine, count = 0.0, 0.0, 0
+    with torch.no_grad():
+        for part in batches:
+            a, b = _rows(dense(part)), _rows(pruned(part))
+            agree += float((a.argmax(1) == b.argmax(1)).sum())
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosine += float(((a * b).sum(1) / np.maximum(norms, 1e-30)).sum())
+            count += len(a)
+    if count == 0:
+        raise ValueError("no images to compare on")
+    return {"top1_agreement": agree / count, "cosine": cosine / count}
+
+
+def _rows(output: Any) -> np.ndarray:
+    while isinstance(output, tuple | list):
+        output = output[0]
+    array = output.detach().numpy() if isinstance(output, Tensor) else np.asarray(output)
+    return array.reshape(len(array), -1).astype(np.float64)
