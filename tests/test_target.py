@@ -83,7 +83,7 @@ def test_remote_runner_is_refused_here(tmp_path: Path) -> None:
         ('kind = "cpu"', 'kind = "cpu"\nextra = 1', "extra", "unknown key"),
         ("schema = 1", "schema = 2", "schema", "one of"),
         ('compiler = "g++"', "compiler = 1", "toolchain.compiler", "a text"),
-        ("[alignment]\nchannels = 8", "alignment = 8", "alignment", "a table"),
+        ('kind = "cpu"', 'kind = "cpu"\ncores = 8', "cores", "a table"),
         ("[alignment]", "[energy]\npj_per_mac = 1.0\n[alignment]", "energy.pj_per_byte", "missing"),
         ("[alignment]", "[cores]\nclock_hz = inf\n[alignment]", "cores.clock_hz", "at least"),
         ("schema = 1", "schema = = 1", "", "TOML"),

@@ -1,0 +1,85 @@
+"""Where a latency comes from: the machine, the toolchain, and the version of the schedules.
+
+Out: `Provenance`, the part of a latency table's key that is not the kernel itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from hwprune.host_cpu import CpuFacts, read_cpu
+from hwprune.target import Target
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a measurement is valid for.
+
+    `fingerprint` names the machine, `toolchain` the compiler and the target it was given,
+    `schedule` the sources of our schedules; `versions` is for people.
+    """
+
+    fingerprint: str
+    toolchain: str
+    schedule: str
+    versions: str
+
+
+def provenance_of(target: Target) -> Provenance:
+    """The provenance of measurements made on this machine for `target`."""
+    options = {
+        "tvm": target.tvm_target,
+        "lanes": target.lanes,
+        "registers": target.vector_registers,
+        "caches": [target.l1d_bytes, target.l2_bytes, target.l3_bytes],
+    }
+    digest = _digest([json.dumps(options, sort_keys=True)])
+    compiler = f"tvm {_version('apache-tvm')}"
+    return Provenance(
+        fingerprint=device_fingerprint(read_cpu()),
+        toolchain=f"{compiler} {target.name} {digest}",
+        schedule=schedule_version(),
+        versions=f"hwprune {_version('hwprune')}, {compiler}",
+    )
+
+
+def device_fingerprint(facts: CpuFacts) -> str:
+    """A name for a kind of machine: its CPU, features and caches (not its host name)."""
+    parts = [facts.machine, facts.model, " ".join(sorted(facts.flags))]
+    parts += [str(size) for size in (facts.l1d_bytes, facts.l2_bytes, facts.l3_bytes)]
+    return f"{facts.machine}-{_digest(parts)}"
+
+
+@cache
+def schedule_version() -> str:
+    """A hash of the sources that turn a workload into code."""
+    folder = Path(__file__).resolve().parent / "lower"
+    files = sorted(folder.rglob("*.py"))
+    return _digest(f"{file.relative_to(folder)}\n{file.read_text()}" for file in files)
+
+
+def cache_directory() -> Path:
+    """Where tables are kept: HWPRUNE_CACHE, else the user's cache directory."""
+    own = os.environ.get("HWPRUNE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hwprune"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
