@@ -1,60 +1,66 @@
-"""Coupling: run label rules over a `Program`, unite labels into units, units into `Group`s."""
+"""Coupling: run label rules over a `Program`, unite labels into units, units into `Group`s.
+
+A unit is a set of channels, on every parameter axis they reach, that can only be removed
+together. What an output, an input or an unsupported operator depends on is frozen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import operator
+from typing import Any
 
-import numpy as np
+from torch import fx
 
+from hwprune.coupling import Axis, Coupling, Extent, Frozen, Group, Site
+from hwprune.grouping import build_coupling
+from hwprune.program import SYMBOLIC, Program, specialize
+from hwprune.rules import Tracer, find_rule
+from hwprune.rules.engine import Factors, Outputs, UnsupportedForm, settle
 
-@dataclass(frozen=True, order=True)
-class Site:
-    """One axis of one parameter or buffer (dotted name)."""
-
-    parameter: str
-    dim: int
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A size that depends on the plan: const + sum of coefficient x kept width of a group."""
-
-    const: int
-    terms: tuple[tuple[str, int], ...] = ()
-
-    def at(self, widths: Mapping[str, int]) -> int:
-        """The size when each group keeps `widths[group]` units."""
-        return self.const + sum(c * widths[g] for g, c in self.terms)
+__all__ = ["Axis", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Units that may be removed independently, all with the same sites.
+def couple(program: Program) -> Coupling:
+    """Find which channels of a program can be removed together, and which must stay.
 
-    `index[site]` is (width, k) int64: the k indices that each unit owns on that axis.
-    `name` is the first site's parameter without its last component ("layer1.0.conv1"),
-    unique among groups.
+    Deterministic; the answer is the same for a program and `specialize(program)`.
     """
-
-    name: str
-    width: int
-    index: Mapping[Site, np.ndarray]
-    through_norm_statistics: bool = False  # layer/group norm statistics run over these units
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The parameter axes that shrink with this group, sorted."""
-        return tuple(sorted(self.index))
+    return build_coupling(trace(program))
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Units that must stay, and why (op, graph node, the user's source line)."""
+def trace(program: Program) -> Tracer:
+    """Run the label rules over the program at the sizes of its example inputs."""
+    nodes = list(program.module.graph.nodes)
+    concrete = all(SYMBOLIC in n.meta for n in nodes if n.op != "output")
+    module = program.module if concrete else specialize(program).module
+    tracer = Tracer(module)
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            tracer.values[node] = tracer.parameter(node)
+        elif node.op == "output":
+            for arg in node.all_input_nodes:
+                tracer.freeze_value(arg, node, "is an output of the model")
+        elif node.op != "placeholder":
+            tracer.values[node] = _apply(tracer, node)
+    return tracer
 
-    name: str
-    width: int
-    sites: tuple[Site, ...]
-    reason: str
-    node: str
-    source: str
+
+def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
+    """The factors of a call; whatever reaches a call without a rule is frozen."""
+    if node.target is operator.getitem:
+        source: Any = node.args[0]
+        outputs = tracer.values.get(source, ())
+        if isinstance(outputs, Outputs):
+            return settle(tracer, node, outputs[int(node.args[1])])  # type: ignore[arg-type]
+        return ()
+    rule = find_rule(node) if node.op == "call_function" else None
+    reason = "no rule for this operator"
+    if rule is not None:
+        try:
+            result = rule(tracer, node)
+            return result if isinstance(result, Outputs) else settle(tracer, node, result)
+        except UnsupportedForm as form:
+            reason = str(form)
+    for arg in node.all_input_nodes:
+        tracer.freeze_value(arg, node, reason)
+    return ()

@@ -1,0 +1,245 @@
+"""Rules of operators that multiply channels with parameters: inputs link, outputs are new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from hwprune.rules.engine import (
+    Choice,
+    Edges,
+    Factors,
+    Tracer,
+    UnsupportedForm,
+    along,
+    argument,
+    operator_names,
+    rule,
+    shape_of,
+)
+
+_NO_CHANNELS = "reads channels that cannot be removed"
+_MOVES = frozenset(
+    [
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "mT",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "slice",
+        "select",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "cat",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "to",
+        "_to_copy",
+        "mul",
+        "neg",
+        "movedim",
+        "lift_fresh_copy",
+    ]
+)
+
+
+def is_weight(arg: Any) -> bool:
+    """Whether a value is a parameter, or parameters moved and multiplied: zeros stay zeros."""
+    if not isinstance(arg, fx.Node):
+        return True
+    if arg.op == "get_attr":
+        return True
+    known = operator_names(arg)[1] in _MOVES or "getitem" in str(arg.target)
+    return arg.op == "call_function" and known and all(is_weight(a) for a in arg.all_input_nodes)
+
+
+def _weight(tracer: Tracer, node: fx.Node, position: int) -> fx.Node:
+    weight = node.args[position]
+    if not isinstance(weight, fx.Node) or not is_weight(weight):
+        raise UnsupportedForm("the weight is computed, not a parameter")
+    return weight
+
+
+def _link(
+    tracer: Tracer, node: fx.Node, x: Any, dim: int, weight_axis: np.ndarray | None
+) -> Factors:
+    """Unite a contracted dimension with the weight's axis; what is left of x's factors."""
+    factors = tracer.of(x)
+    tracer.unite_axes(tracer.vector(factors, dim), weight_axis, node, _NO_CHANNELS)
+    return tuple(f for f in factors if f.shape[dim] == 1)
+
+
+def _emit(
+    tracer: Tracer, node: fx.Node, others: Factors, axis: np.ndarray | None, dim: int, bias: Any
+) -> Factors:
+    """The output's factors: what passed, and the weight's output axis, shared with the bias."""
+    ndim = len(shape_of(node))
+    if isinstance(bias, fx.Node):
+        b = tracer.of(bias)
+        last = len(shape_of(bias)) - 1
+        tracer.unite_axes(tracer.vector(b, last), axis, node, _NO_CHANNELS)
+        for factor in b:
+            if factor.shape[last] == 1:
+                tracer.freeze(factor, node, "meets a dimension whose size is fixed")
+    return others if axis is None else (*others, along(axis, dim % ndim, ndim))
+
+
+@rule("linear")
+def linear(tracer: Tracer, node: fx.Node) -> Factors:
+    """`x @ weight.T + bias`."""
+    x, weight = node.args[0], _weight(tracer, node, 1)
+    w = tracer.of(weight)
+    others = _link(tracer, node, x, len(shape_of(x)) - 1, tracer.vector(w, 1))
+    return _emit(tracer, node, others, tracer.vector(w, 0), -1, argument(node, 2, "bias"))
+
+
+@rule("mm", "matmul")
+def matmul(tracer: Tracer, node: fx.Node) -> Factors:
+    """`x @ weight` with a two-dimensional weight."""
+    return _times(tracer, node, node.args[0], _weight(tracer, node, 1), None)
+
+
+@rule("addmm")
+def addmm(tracer: Tracer, node: fx.Node) -> Factors:
+    """`bias + x @ weight`."""
+    return _times(tracer, node, node.args[1], _weight(tracer, node, 2), node.args[0])
+
+
+def _times(tracer: Tracer, node: fx.Node, x: Any, weight: fx.Node, bias: Any) -> Factors:
+    if len(shape_of(weight)) != 2:
+        raise UnsupportedForm("the weight has more than two dimensions")
+    w = tracer.of(weight)
+    others = _link(tracer, node, x, len(shape_of(x)) - 1, tracer.vector(w, 0))
+    return _emit(tracer, node, others, tracer.vector(w, 1), -1, bias)
+
+
+@rule("embedding")
+def embedding(tracer: Tracer, node: fx.Node) -> Factors:
+    """Rows of a table: the rows stay, the columns are channels."""
+    table = tracer.of(_weight(tracer, node, 0))
+    tracer.freeze(tracer.vector(table, 0), node, "rows are looked up by value")
+    tracer.freeze_value(node.args[1], node, "indices are used by value")
+    return _emit(tracer, node, (), tracer.vector(table, 1), -1, None)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def conv(tracer: Tracer, node: fx.Node) -> Factors:
+    """`conv(x, weight (O, I / groups, ...), bias, stride, padding, dilation, groups)`."""
+    return _conv(tracer, node, int(argument(node, 6, "groups", 1)), transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(tracer: Tracer, node: fx.Node) -> Factors:
+    """`conv_transpose(x, weight (I, O / groups, ...), bias, stride, padding, out, groups)`."""
+    return _conv(tracer, node, int(argument(node, 6, "groups", 1)), transposed=True)
+
+
+@rule("convolution")
+def convolution(tracer: Tracer, node: fx.Node) -> Factors:
+    """The general form: `(x, weight, bias, stride, padding, dilation, transposed, out, groups)`."""
+    return _conv(tracer, node, int(node.args[8]), transposed=bool(node.args[6]))  # type: ignore[arg-type]
+
+
+def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Factors:
+    x, weight = node.args[0], _weight(tracer, node, 1)
+    spatial = len(shape_of(weight)) - 2
+    named = re.search(r"([123])d", operator_names(node)[1])
+    if named is not None and int(named[1]) != spatial:
+        raise UnsupportedForm("the weight's dimensions do not fit")
+    channel = len(shape_of(x)) - spatial - 1
+    factors = tracer.of(x)
+    for dim in range(channel + 1, channel + 1 + spatial):
+        factors = tracer.fix_dim(factors, dim, node, "mixes positions in space")
+    if any(f.shape[channel] == 1 for f in factors):
+        raise UnsupportedForm("channels vary over the batch")
+    w = tracer.of(weight)
+    for dim in range(2, 2 + spatial):
+        tracer.freeze(tracer.vector(w, dim), node, "")
+    data = tracer.vector(factors, channel)
+    bias = argument(node, 2, "bias")
+    if groups == 1:
+        into, out = (0, 1) if transposed else (1, 0)
+        tracer.unite_axes(data, tracer.vector(w, into), node, _NO_CHANNELS)
+        return _emit(tracer, node, (), tracer.vector(w, out), channel, bias)
+    first, second = tracer.vector(w, 0), tracer.vector(w, 1)
+    if transposed:
+        return _grouped_transposed(tracer, node, groups, (data, first, second), channel, bias)
+    _grouped(tracer, node, groups, data, first, second)
+    return _emit(tracer, node, (), first, channel, bias)
+
+
+def _same_group(labels: np.ndarray, groups: int) -> Edges:
+    table = labels.reshape(groups, -1)
+    return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
+
+
+def _same_offset(labels: np.ndarray, groups: int) -> Edges:
+    table = labels.reshape(groups, -1)
+    return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
+
+
+def _grouped(
+    tracer: Tracer,
+    node: fx.Node,
+    groups: int,
+    data: np.ndarray | None,
+    output: np.ndarray | None,
+    within: np.ndarray | None,
+) -> None:
+    """Two ways to keep a grouped convolution dense: drop whole groups, or offsets in each."""
+    if output is None:
+        tracer.freeze(data, node, "a single output channel")
+        return
+    heads = output.reshape(groups, -1)[:, 0]
+    wholes: list[Edges] = [_same_group(output, groups)]
+    offsets: list[Edges] = [_same_offset(output, groups)]
+    stay: Sequence[np.ndarray] = [within] if within is not None else []
+    if data is None:
+        tracer.freeze(within, node, _NO_CHANNELS)
+        stay = [*stay, output]
+    else:
+        table = data.reshape(groups, -1)
+        wholes += [_same_group(data, groups), (table[:, 0], heads)]
+        offsets += [_same_offset(data, groups)]
+        if within is not None:
+            offsets += [(table[0], within)]
+        else:
+            offsets = wholes  # one input channel a group: both ways are the same
+    whole_only = np.concatenate(stay) if stay else np.zeros(0, np.int64)
+    per_group = 0 if offsets is wholes else len(output) // groups
+    reason = _NO_CHANNELS if data is None else ""
+    tracer.choices.append(
+        Choice(node, tuple(wholes), tuple(offsets), output, per_group, whole_only, reason)
+    )
+
+
+def _grouped_transposed(
+    tracer: Tracer,
+    node: fx.Node,
+    groups: int,
+    axes: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
+    channel: int,
+    bias: Any,
+) -> Factors:
+    """Units are whole groups where each has one output channel, else everything stays."""
+    data, first, second = axes
+    if second is not None or data is None or first is None:
+        raise UnsupportedForm("grouped transposed convolution with several outputs a group")
+    tracer.unite(data, first)
+    a, b = _same_group(first, groups)
+    tracer.unite(a, b)
+    return _emit(tracer, node, (), first.reshape(groups, -1)[:, 0], channel, bias)

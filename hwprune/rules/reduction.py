@@ -1,0 +1,154 @@
+"""Rules of reductions, normalisations and windows: labels pass where they are not mixed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from hwprune.rules.engine import (
+    Factors,
+    Outputs,
+    Tracer,
+    UnsupportedForm,
+    argument,
+    operator_names,
+    rule,
+    shape_of,
+)
+
+
+def _dims(dim: Any, ndim: int) -> list[int]:
+    """The dimensions a reduction runs over; all of them for None or an empty list."""
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(ndim))
+    listed: Sequence[int] = dim if isinstance(dim, list | tuple) else [dim]
+    return sorted({int(d) % ndim for d in listed}) if ndim else []
+
+
+def _pinned(tracer: Tracer, node: fx.Node, arg: Any, dims: Sequence[int], why: str) -> Factors:
+    factors = tracer.of(arg)
+    for dim in dims:
+        factors = tracer.fix_dim(factors, dim, node, why)
+    return factors
+
+
+def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
+    x = node.args[0]
+    dims = _dims(dim, len(shape_of(x)))
+    factors = _pinned(tracer, node, x, dims, "mixes the channels of a dimension")
+    if keepdim:
+        return factors
+    return tuple(f.squeeze(tuple(dims)) if dims else f for f in factors)
+
+
+@rule("sum", "mean", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
+def reduce(tracer: Tracer, node: fx.Node) -> Factors:
+    """`op(x, dim, keepdim)`."""
+    return _reduced(
+        tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
+    )
+
+
+@rule("var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "norm")
+def spread(tracer: Tracer, node: fx.Node) -> Factors:
+    """Reductions whose further arguments lie differently: the result's shape tells the rest."""
+    position = 2 if operator_names(node)[1] in ("linalg_vector_norm", "norm") else 1
+    dim = argument(node, position, "dim")
+    keepdim = len(shape_of(node)) == len(shape_of(node.args[0]))
+    return _reduced(tracer, node, dim, keepdim)
+
+
+@rule("max.dim", "min.dim", "median.dim")
+def reduce_with_indices(tracer: Tracer, node: fx.Node) -> Outputs:
+    """(values, indices) of `op(x, dim, keepdim)`."""
+    factors = _reduced(tracer, node, node.args[1], bool(argument(node, 2, "keepdim", False)))
+    return Outputs([factors, factors])
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod")
+def along_dim(tracer: Tracer, node: fx.Node) -> Factors:
+    """Mixes along one dimension, keeps the shape."""
+    x = node.args[0]
+    dims = _dims(argument(node, 1, "dim"), len(shape_of(x)))
+    return _pinned(tracer, node, x, dims, "mixes the channels of a dimension")
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(tracer: Tracer, node: fx.Node) -> Factors:
+    """Statistics over the last dimensions: those must stay."""
+    ndim = len(shape_of(node))
+    size = argument(node, 1, "normalized_shape")
+    dims = range(ndim - len(size), ndim)
+    for arg in node.args[2:]:
+        tracer.freeze_value(arg, node, "normalisation statistics run over these channels")
+    why = "normalisation statistics run over these channels"
+    return _pinned(tracer, node, node.args[0], list(dims), why)
+
+
+@rule("group_norm")
+def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
+    """Statistics over groups of channels: those must stay."""
+    why = "normalisation statistics run over these channels"
+    for arg in node.args[2:]:
+        tracer.freeze_value(arg, node, why)
+    return _pinned(tracer, node, node.args[0], list(range(1, len(shape_of(node)))), why)
+
+
+_WINDOWS = [
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_linear1d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_nearest_exact2d",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+]
+
+
+def _spatial(node: fx.Node) -> list[int]:
+    match = re.search(r"([123])d", operator_names(node)[1])
+    if match is None:
+        raise UnsupportedForm("unknown number of spatial dimensions")
+    ndim = len(shape_of(node.args[0]))
+    return list(range(ndim - int(match[1]), ndim))
+
+
+@rule(*_WINDOWS)
+def window(tracer: Tracer, node: fx.Node) -> Factors:
+    """Pooling, resizing and mirrored padding work within a channel, over space."""
+    return _pinned(tracer, node, node.args[0], _spatial(node), "mixes positions in space")
+
+
+@rule(
+    "max_pool2d_with_indices",
+    "max_pool1d_with_indices",
+    "max_pool3d_with_indices",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+)
+def window_with_indices(tracer: Tracer, node: fx.Node) -> Outputs:
+    """(values, indices) of a pooling."""
+    factors = window(tracer, node)
+    assert not isinstance(factors, Outputs)
+    return Outputs([factors, factors])

@@ -1,0 +1,122 @@
+"""From traced labels to units: connected components, dense boxes, grouped convolutions.
+
+Input: a `Tracer` that has run over a graph. Output: `Units`, a partition of its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from hwprune.rules.engine import Choice, Edges, Freeze, Tracer, varying
+
+
+@dataclass(frozen=True)
+class Units:
+    """A partition of the labels: `component[label]`, and which components must stay."""
+
+    component: np.ndarray
+    stays: np.ndarray
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        """The component of each label, -1 where it must stay."""
+        found = self.component[labels]
+        return np.where(self.stays[found], -1, found)
+
+    @property
+    def alive(self) -> int:
+        """How many components can be removed."""
+        return int((~self.stays).sum())
+
+
+def joint_factors(tracer: Tracer) -> list[np.ndarray]:
+    """The distinct label arrays that vary over more than one dimension."""
+    found: dict[bytes, np.ndarray] = {}
+    for value in tracer.values.values():
+        for factors in value if isinstance(value, list) else [value]:
+            for factor in factors:
+                if len(varying(factor)) > 1:
+                    found[str(factor.shape).encode() + factor.tobytes()] = factor
+    return list(found.values())
+
+
+def partition(count: int, edges: Sequence[Edges], frozen: Sequence[np.ndarray]) -> Units:
+    """The connected components of labels under unions."""
+    left = np.concatenate([a for a, _ in edges]) if edges else np.zeros(0, np.int64)
+    right = np.concatenate([b for _, b in edges]) if edges else np.zeros(0, np.int64)
+    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
+    total, component = connected_components(graph, directed=False)
+    stays = np.zeros(total, dtype=bool)
+    for labels in frozen:
+        stays[component[labels]] = True
+    return Units(component.astype(np.int64), stays)
+
+
+def dense_boxes(tracer: Tracer, edges: list[Edges], frozen: list[np.ndarray]) -> Units:
+    """Unite until every value varies over one dimension at a time; extends `edges`."""
+    joints = joint_factors(tracer)
+    while True:
+        units = partition(tracer.count, edges, frozen)
+        added = [e for f in joints for e in _flatten(f, units.of(f))]
+        if not added:
+            return units
+        edges.extend(added)
+
+
+def _flatten(factor: np.ndarray, found: np.ndarray) -> list[Edges]:
+    """Unions that leave one dimension for a joint factor to vary over, the most choice first."""
+    dims = [d for d in varying(found) if bool((found != found.take([0], axis=d)).any())]
+    if len(dims) < 2:
+        return []
+    best = max(dims, key=lambda d: (_choice(found, d), d))
+    lines = np.moveaxis(factor, best, 0).reshape(factor.shape[best], -1)
+    first = np.broadcast_to(lines[:, :1], lines.shape)
+    return [(first.ravel(), lines.ravel())]
+
+
+def _choice(found: np.ndarray, dim: int) -> int:
+    """How many units would be left if each line along `dim` became one."""
+    lines = np.moveaxis(found, dim, 0).reshape(found.shape[dim], -1)
+    names, inverse = np.unique(lines, return_inverse=True)
+    inverse = inverse.reshape(lines.shape)
+    size = len(lines) + len(names)
+    rows = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape).ravel()
+    graph = coo_matrix(
+        (np.ones(rows.size, np.int8), (rows, len(lines) + inverse.ravel())), shape=(size, size)
+    )
+    total, component = connected_components(graph, directed=False)
+    stuck = component[len(lines) + np.flatnonzero(names < 0)]
+    return int(total - len(np.unique(stuck)))
+
+
+def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:
+    """The partition with the better form of every grouped convolution, and all that freezes."""
+
+    def attempt(by_offset: set[int]) -> tuple[Units, list[Freeze]]:
+        edges, freezes = list(tracer.edges), list(tracer.freezes)
+        for i, choice in enumerate(tracer.choices):
+            edges += choice.offsets if i in by_offset else choice.wholes
+            if i not in by_offset and choice.whole_only.size:
+                freezes.append(Freeze(choice.whole_only, choice.node, choice.reason))
+        return dense_boxes(tracer, edges, [f.labels for f in freezes]), freezes
+
+    best, by_offset = attempt(set()), set[int]()
+    candidates = [i for i, c in enumerate(tracer.choices) if _may_gain(c, best[0])]
+    trials = [set(candidates)] if len(candidates) > 8 else []
+    for trial in [*trials, *({i} for i in candidates[:8])]:
+        changed = by_offset | trial
+        if changed != by_offset:
+            other = attempt(changed)
+            if other[0].alive > best[0].alive:
+                best, by_offset = other, changed
+    return best
+
+
+def _may_gain(choice: Choice, units: Units) -> bool:
+    """Whether offsets would leave more units on the output than whole groups do."""
+    found = units.of(choice.output)
+    return len(np.unique(found[found >= 0])) < choice.per_group
