@@ -6,13 +6,13 @@ choice of widths, and the widths worth trying for a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd
 from typing import TYPE_CHECKING, Protocol
 
-from hwprune.couple import Extent, Group
+from hwprune.coupling import Extent, Group
 from hwprune.errors import HwpruneError
 from hwprune.lower.spec import Call, TensorSpec, Workload
 from hwprune.reshape import reshape_workload
@@ -82,8 +82,7 @@ class Site:
         shaped = self._shaped(sizes.__getitem__)
         return _fill_concat(shaped) if shaped.op == "concat" else shaped
 
-    def _shaped(self, size: object) -> Workload:
-        assert callable(size)
+    def _shaped(self, size: Callable[[Extent], int]) -> Workload:
         return reshape_workload(
             self.call.workload,
             [tuple(map(size, extents)) for extents in self.inputs],
