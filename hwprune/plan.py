@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwprune.coupling import Coupling
+from hwprune.errors import PlanError
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,81 @@ class Plan:
     kept: Mapping[str, tuple[int, ...]]
     predicted: Mapping[str, float] = field(default_factory=dict)
 
+    @staticmethod
+    def full(coupling: Coupling, fingerprint: str) -> Plan:
+        """The plan that keeps everything."""
+        return Plan(fingerprint, {g.name: tuple(range(g.width)) for g in coupling.groups})
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read `plan.json`. Raises PlanError where it is absent or malformed."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        except ValueError as error:
+            raise PlanError("not a JSON text", where=str(path)) from error
+        return _parse(raw, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
+        text = json.dumps(
+            {
+                "format": _FORMAT,
+                "fingerprint": self.fingerprint,
+                "predicted": dict(self.predicted),
+                "kept": {name: list(units) for name, units in self.kept.items()},
+            }
+        )
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise PlanError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
     def widths(self) -> dict[str, int]:
         """How many units each group keeps."""
         return {name: len(units) for name, units in self.kept.items()}
+
+    def check(self, coupling: Coupling, fingerprint: str) -> None:
+        """PlanError unless this plan fits the program with this coupling and fingerprint."""
+        if self.fingerprint != fingerprint:
+            raise PlanError(
+                f"the plan was made for another model ({self.fingerprint}, not {fingerprint})",
+                hint="plan this model anew",
+            )
+        groups = {g.name: g.width for g in coupling.groups}
+        if self.kept.keys() != groups.keys():
+            odd = sorted(self.kept.keys() ^ groups.keys())[0]
+            raise PlanError("the plan and the model have different groups", where=odd)
+        for name, units in self.kept.items():
+            if not units:
+                raise PlanError("a group must keep at least one unit", where=name)
+            if units[-1] >= groups[name]:
+                raise PlanError(f"unit {units[-1]} of {groups[name]}", where=name)
+
+
+def _parse(raw: Any, where: str) -> Plan:
+    """A plan from parsed JSON; PlanError names the first entry that is wrong."""
+    if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
+        raise PlanError(f"not a plan of format {_FORMAT}", where=where)
+    kept, predicted = raw.get("kept"), raw.get("predicted", {})
+    if not isinstance(raw.get("fingerprint"), str) or not isinstance(kept, dict):
+        raise PlanError("'fingerprint' or 'kept' is missing", where=where)
+    numbers = isinstance(predicted, dict) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in predicted.values()
+    )
+    if not numbers:
+        raise PlanError("'predicted' does not map names to numbers", where=where)
+    for name, units in kept.items():
+        if not isinstance(units, list) or not all(type(u) is int for u in units):
+            raise PlanError("not a list of unit indices", where=f"{where}: {name}")
+        if any(u < 0 for u in units) or sorted(set(units)) != units:
+            raise PlanError("unit indices must ascend from 0", where=f"{where}: {name}")
+    return Plan(
+        fingerprint=raw["fingerprint"],
+        kept={name: tuple(units) for name, units in kept.items()},
+        predicted={name: float(value) for name, value in predicted.items()},
+    )

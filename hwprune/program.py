@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def specialize(program: Program) -> Program:
     concrete shapes. Parameters are shared with `program`, not copied. Which dimensions were
     symbolic is remembered (`symbolic_dims`), so that both programs couple alike.
     """
-    graph = copy.deepcopy(program.module.graph)
+    graph = copy_graph(program)
     module = ProgramModule(program.module, graph, class_name="Program")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values: dict[fx.Node, Any] = {}
@@ -182,6 +183,13 @@ def specialize(program: Program) -> Program:
     module.recompile()
     module.training = program.module.training
     return Program(module, program.inputs, program.name, dynamic_batch=False)
+
+
+def copy_graph(program: Program) -> fx.Graph:
+    """A copy of a program's graph with the same node names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own pytree records
+        return copy.deepcopy(program.module.graph)
 
 
 def _fake_value(node: fx.Node, values: dict[fx.Node, Any], mode: FakeTensorMode) -> Any:

@@ -1,0 +1,149 @@
+"""Rules of operators that join, pad, reorder and pick channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from hwprune.program import get_tensor, tensor_value
+from hwprune.rules.engine import (
+    Factors,
+    Tracer,
+    UnsupportedForm,
+    along,
+    argument,
+    combine,
+    rule,
+    shape_of,
+    varying,
+)
+from hwprune.rules.movement import compress
+
+
+@rule("cat", "concat", "concatenate")
+def cat(tracer: Tracer, node: fx.Node) -> Factors:
+    """Labels along the dimension follow each other, all other dimensions meet."""
+    tensors: Any = node.args[0]
+    ndim = len(shape_of(node))
+    dim = int(argument(node, 1, "dim", 0)) % ndim
+    tensors = [t for t in tensors if len(shape_of(t)) == ndim]
+    vectors = [tracer.vector(tracer.of(t), dim) for t in tensors]
+    parts: list[np.ndarray] = []
+    for tensor, vector in zip(tensors, vectors, strict=True):
+        if vector is None:
+            vector = tracer.fresh(shape_of(tensor)[dim])
+            tracer.freeze(vector, node, "reads channels that cannot be removed")
+        parts.append(vector)
+    operands = []
+    for tensor in tensors:
+        size = [1 if d == dim else s for d, s in enumerate(shape_of(tensor))]
+        operands.append((tuple(f for f in tracer.of(tensor) if f.shape[dim] == 1), size))
+    shape = [1 if d == dim else s for d, s in enumerate(shape_of(node))]
+    others = combine(tracer, node, operands, shape)
+    if all(v is None for v in vectors):
+        return others
+    return (*others, along(np.concatenate(parts), dim, ndim))
+
+
+@rule("stack")
+def stack(tracer: Tracer, node: fx.Node) -> Factors:
+    """Equal shapes side by side along a new dimension of fixed length."""
+    tensors: Any = node.args[0]
+    ndim = len(shape_of(node))
+    dim = int(argument(node, 1, "dim", 0)) % ndim
+    operands = []
+    for tensor in tensors:
+        lifted = tuple(np.expand_dims(f, dim) for f in tracer.of(tensor))
+        size = list(shape_of(tensor))
+        operands.append((lifted, [*size[:dim], 1, *size[dim:]]))
+    shape = [1 if d == dim else s for d, s in enumerate(shape_of(node))]
+    return combine(tracer, node, operands, shape)
+
+
+@rule("flip")
+def flip(tracer: Tracer, node: fx.Node) -> Factors:
+    """The order along some dimensions is reversed."""
+    dims: Any = node.args[1]
+    return tuple(np.flip(f, tuple(d % f.ndim for d in dims)) for f in tracer.of(node.args[0]))
+
+
+@rule("roll")
+def roll(tracer: Tracer, node: fx.Node) -> Factors:
+    """Positions rotate: those dimensions keep their length."""
+    dims: Any = argument(node, 2, "dims", [])
+    factors = tracer.of(node.args[0])
+    ndim = len(shape_of(node))
+    for dim in dims or range(ndim):
+        factors = tracer.fix_dim(factors, dim % ndim, node, "channels rotate")
+    return factors
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def shuffle(tracer: Tracer, node: fx.Node) -> Factors:
+    """Channels move to space or back, or are interleaved: whole blocks, united within."""
+    x = node.args[0]
+    argument_ = int(node.args[1])  # type: ignore[arg-type]
+    result: list[np.ndarray] = []
+    for factor in tracer.of(x):
+        if str(node.target).startswith("aten.channel_shuffle"):
+            dim = 1
+            table = factor.reshape(argument_, -1)
+            tracer.unite(table[:1], table)
+        else:
+            dim = len(shape_of(x)) - 3
+        if varying(factor) != (dim,):
+            raise UnsupportedForm("labels vary over several dimensions")
+        if "pixel_shuffle" in str(node.target):
+            table = factor.reshape(-1, argument_ * argument_)
+            tracer.unite(table[:, :1], table)
+        full = torch.from_numpy(np.broadcast_to(factor, shape_of(x)).copy())
+        result.append(compress(node.target(full, argument_).numpy()))  # type: ignore[operator]
+    return tuple(result)
+
+
+@rule("constant_pad_nd", "pad")
+def pad(tracer: Tracer, node: fx.Node) -> Factors:
+    """New positions around a tensor; those beside channels are channels of their own."""
+    amounts: Any = node.args[1]
+    ndim = len(shape_of(node))
+    factors = tracer.of(node.args[0])
+    mode = argument(node, 2, "mode", "constant") if "pad.default" in str(node.target) else ""
+    plain = mode in ("", "constant") or "constant_pad_nd" in str(node.target)
+    for i in range(len(amounts) // 2):
+        low, high = amounts[2 * i], amounts[2 * i + 1]
+        dim = ndim - 1 - i
+        if low == 0 and high == 0:
+            continue
+        if not plain or low < 0 or high < 0:
+            factors = tracer.fix_dim(factors, dim, node, "padding depends on the positions")
+            continue
+        vector = tracer.vector(factors, dim)
+        if vector is not None:
+            vector = np.concatenate([tracer.fresh(low), vector, tracer.fresh(high)])
+            others = tuple(f for f in factors if f.shape[dim] == 1)
+            factors = (*others, along(vector, dim, ndim))
+    return factors
+
+
+@rule("index_select")
+def index_select(tracer: Tracer, node: fx.Node) -> Factors:
+    """Positions listed in a constant of the graph."""
+    x, index = node.args[0], node.args[2]
+    dim = int(node.args[1]) % len(shape_of(x))  # type: ignore[arg-type]
+    factors = tracer.of(x)
+    if not any(f.shape[dim] > 1 for f in factors):
+        return factors
+    positions = constant_index(tracer.module, index)
+    tracer.freeze_value(index, node, "")
+    return tuple(f.take(positions, axis=dim) if f.shape[dim] > 1 else f for f in factors)
+
+
+def constant_index(module: fx.GraphModule, index: Any) -> np.ndarray:
+    """The values of an index buffer; UnsupportedForm if it is computed."""
+    if not isinstance(index, fx.Node) or index.op != "get_attr" or tensor_value(index) is None:
+        raise UnsupportedForm("indices are computed")
+    values: np.ndarray = get_tensor(module, str(index.target)).detach().cpu().numpy()
+    return values
