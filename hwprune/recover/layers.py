@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 _CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+_ADDS = (aten.add.Tensor, aten.add_.Tensor)
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,15 @@ class Layer:
 
     `weight` and `bias` are the dotted parameter names; `absorb` names the running mean of the
     batch norm that is the layer's only user, which takes an offset where there is no bias.
+    `shortcut` is what is added to the layer (after that batch norm, if any), where it was
+    computed before the layer: its error can be made good here.
     """
 
     node: fx.Node
     weight: str
     bias: str | None
     absorb: str | None
+    shortcut: fx.Node | None = None
     groups: int = 1
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
@@ -62,7 +66,8 @@ def _layer(node: fx.Node) -> Layer | None:
     weight, bias = _argument(node, 1, "weight"), _argument(node, 2, "bias")
     if not _is_attribute(weight) or not (bias is None or _is_attribute(bias)):
         return None
-    names = (str(weight.target), None if bias is None else str(bias.target), _absorbing(node))
+    bias_name = None if bias is None else str(bias.target)
+    names = (str(weight.target), bias_name, _absorbing(node), _shortcut(node))
     if node.target is aten.linear.default:
         return Layer(node, *names)
     dims = _CONVS[node.target]
@@ -75,11 +80,33 @@ def _layer(node: fx.Node) -> Layer | None:
 
 
 def _absorbing(node: fx.Node) -> str | None:
+    norm = batch_norm_after(node)
+    mean: Any = None if norm is None else norm.args[3]
+    return str(mean.target) if _is_attribute(mean) else None
+
+
+def batch_norm_after(node: fx.Node) -> fx.Node | None:
+    """The batch norm that is the node's only user, if that is so."""
     users = list(node.users)
-    if len(users) != 1 or users[0].target is not aten.batch_norm.default:
+    single = len(users) == 1 and users[0].target is aten.batch_norm.default
+    return users[0] if single and users[0].args[0] is node else None
+
+
+def _shortcut(node: fx.Node) -> fx.Node | None:
+    last = batch_norm_after(node) or node
+    users = list(last.users)
+    if len(users) != 1 or users[0].target not in _ADDS or users[0].kwargs:
         return None
-    mean: Any = users[0].args[3]
-    return str(mean.target) if users[0].args[0] is node and _is_attribute(mean) else None
+    others = [a for a in users[0].args if a is not last]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    same = _shape(others[0]) is not None and _shape(others[0]) == _shape(last)
+    return others[0] if same and others[0] < node else None
+
+
+def _shape(node: fx.Node) -> list[str] | None:
+    value = node.meta.get("val")
+    return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:

@@ -32,20 +32,28 @@ class Moments:
     count: int
 
 
-def moments(values: Sequence[Tensor]) -> Moments:
-    """Over all batches together, all dimensions but 1."""
-    total, square, count = None, None, 0
-    for value in values:
-        dims = [d for d in range(value.ndim) if d != 1]
-        part = value.double()
-        sums, squares = part.sum(dims), part.square().sum(dims)
-        total = sums if total is None else total + sums
-        square = squares if square is None else square + squares
-        count += value.numel() // value.shape[1]
-    assert total is not None
-    assert square is not None
-    mean = total / count
-    return Moments(mean, (square / count - mean.square()).clamp_min(0.0), count)
+def moments(values: Sequence[Tensor], most: int | None = None) -> Moments:
+    """Over all batches together, all dimensions but 1; of about `most` values per channel."""
+    total = sum(v.numel() // v.shape[1] for v in values)
+    if most is not None and total >= 2 * most and values[0].ndim > 2:
+        step = max(1, round((total / most) ** (1 / (values[0].ndim - 2))))
+        grid = (slice(None), slice(None), *(slice(None, None, step),) * (values[0].ndim - 2))
+        values = [value[grid] for value in values]
+    return pool([_moments(value) for value in values])
+
+
+def _moments(value: Tensor) -> Moments:
+    dims = [d for d in range(value.ndim) if d != 1]
+    var, mean = torch.var_mean(value, dims, correction=0)
+    return Moments(mean.double(), var.double(), value.numel() // value.shape[1])
+
+
+def pool(parts: Sequence[Moments]) -> Moments:
+    """The moments of all the values that the parts are of."""
+    count = sum(p.count for p in parts)
+    mean = torch.stack([p.mean * (p.count / count) for p in parts]).sum(0)
+    spread = [(p.var + (p.mean - mean).square()) * (p.count / count) for p in parts]
+    return Moments(mean, torch.stack(spread).sum(0), count)
 
 
 def reestimate_norms(
@@ -71,7 +79,12 @@ def reestimate_norms(
     """
     cut = as_batches(batches, program)
     fresh = replace(program, module=copy.deepcopy(program.module))
-    reference = {} if dense is None else dense_moments(dense, cut, kept or {})
+    reference: dict[str, DenseMoments] = {}
+    if dense is not None:
+        recorder = MomentRecorder(dense, kept or {})
+        for batch in cut:
+            sweep(dense.module, [batch], before=recorder.before)
+        reference = recorder.references()
     total = sum(node.target is BATCH_NORM for node in fresh.module.graph.nodes)
     done = 0
 
@@ -97,31 +110,31 @@ class DenseMoments:
     running_var: Tensor
 
 
-def dense_moments(
-    dense: Program, batches: Sequence[tuple[Tensor, ...]], kept: Kept
-) -> dict[str, DenseMoments]:
-    """For every batch norm of the dense network, by node name."""
-    found: dict[str, list[Moments]] = {}
+class MomentRecorder:
+    """Collects the moments of what reaches every batch norm while the dense network is swept.
 
-    def before(node: fx.Node, fetch: Callable[[Any], list[Any]]) -> None:
+    `most` bounds the values per channel and sweep that are looked at.
+    """
+
+    def __init__(self, dense: Program, kept: Kept, most: int | None = None) -> None:
+        """For this network; `kept` restricts what `references` returns."""
+        self.most = most
+        self.dense, self.kept = dense, kept
+        self.parts: dict[str, list[Moments]] = {}
+
+    def before(self, node: fx.Node, fetch: Callable[[Any], list[Any]]) -> None:
+        """The hook for `sweep`."""
         if node.target is BATCH_NORM:
-            found.setdefault(node.name, []).append(moments(fetch(node.args[0])))
+            self.parts.setdefault(node.name, []).append(moments(fetch(node.args[0]), self.most))
 
-    for batch in batches:
-        sweep(dense.module, [batch], before=before)
-    nodes = {node.name: node for node in dense.module.graph.nodes}
-    return {
-        name: record
-        for name, parts in found.items()
-        if (record := _restrict(dense.module, nodes[name], _pool(parts), kept)) is not None
-    }
-
-
-def _pool(parts: Sequence[Moments]) -> Moments:
-    count = sum(p.count for p in parts)
-    mean = torch.stack([p.mean * (p.count / count) for p in parts]).sum(0)
-    second = torch.stack([(p.var + p.mean.square()) * (p.count / count) for p in parts]).sum(0)
-    return Moments(mean, (second - mean.square()).clamp_min(0.0), count)
+    def references(self) -> dict[str, DenseMoments]:
+        """For every batch norm with running statistics, by node name."""
+        nodes = {node.name: node for node in self.dense.module.graph.nodes}
+        return {
+            name: record
+            for name, parts in self.parts.items()
+            if (record := _restrict(self.dense.module, nodes[name], pool(parts), self.kept))
+        }
 
 
 def _restrict(

@@ -17,17 +17,26 @@ import torch
 from torch import Tensor, fx
 
 from hwprune.capture import Program
-from hwprune.recover.layers import Layer, layers_of, outputs_at, patches_at, positions
+from hwprune.recover.layers import (
+    Layer,
+    batch_norm_after,
+    layers_of,
+    outputs_at,
+    patches_at,
+    positions,
+)
 from hwprune.recover.norms import (
     BATCH_NORM,
     DenseMoments,
     Kept,
-    dense_moments,
+    MomentRecorder,
     moments,
     set_statistics,
 )
 from hwprune.recover.solve import RIDGES, Equations, choose, solve
 from hwprune.recover.sweep import as_batches, attribute, sweep
+
+MOMENT_VALUES = 1 << 16  # per channel: enough for a mean to half a per cent of its deviation
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,9 @@ def reconstruct(
     cut = as_batches(batches, pruned)
     fresh = replace(pruned, module=copy.deepcopy(pruned.module))
     fit = _Fit(dense, fresh, kept, samples, seed, len(cut))
-    fit.record_dense(cut)
-    references = dense_moments(dense, cut, kept) if norms == "match" else {}
+    references = fit.record_dense(cut)
+    if norms != "match":
+        references = {}
     errors: list[LayerError] = []
 
     def before(node: fx.Node, fetch: Callable[[Any], list[Any]]) -> None:
@@ -92,7 +102,7 @@ def reconstruct(
         layer = fit.layers.get(node.name)
         if layer is None:
             return
-        errors.append(fit.correct(layer, fetch(node.args[0])))
+        errors.append(fit.correct(layer, fetch))
         if progress is not None:
             progress(len(errors), len(fit.layers))
 
@@ -106,7 +116,7 @@ def _set_norm(
     fetch: Callable[[Any], list[Any]],
     references: dict[str, DenseMoments],
 ) -> None:
-    seen = moments(fetch(node.args[0]))
+    seen = moments(fetch(node.args[0]), MOMENT_VALUES)
     set_statistics(program.module, node, seen, references.get(node.name))
 
 
@@ -118,41 +128,74 @@ class _Fit:
     ) -> None:
         self.module, self.kept, self.seed, self.batches = pruned.module, kept, seed, batches
         self.samples, self.dense = samples, dense
-        dense_layers = {layer.node.name: layer for layer in layers_of(dense.module.graph)}
+        self.dense_layers = {layer.node.name: layer for layer in layers_of(dense.module.graph)}
         self.layers = {
             layer.node.name: layer
             for layer in layers_of(pruned.module.graph)
-            if layer.node.name in dense_layers
-            and layer.weight == dense_layers[layer.node.name].weight
+            if _alike(layer, self.dense_layers.get(layer.node.name))
         }
         self.order = {name: i for i, name in enumerate(self.layers)}
         self.targets: dict[str, list[tuple[np.ndarray, Tensor]]] = {n: [] for n in self.layers}
 
-    def record_dense(self, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    def record_dense(self, batches: Sequence[tuple[Tensor, ...]]) -> dict[str, DenseMoments]:
         """Run the dense network batch by batch; keep its outputs at the sampled positions."""
+        recorder = MomentRecorder(self.dense, self.kept, max(1, MOMENT_VALUES // len(batches)))
         for number, batch in enumerate(batches):
+            current: dict[str, Any] = {}
 
-            def after(node: fx.Node, values: list[Any], number: int = number) -> None:
+            def before(
+                node: fx.Node,
+                fetch: Callable[[Any], list[Any]],
+                shortcuts: dict[str, Any] = current,
+            ) -> None:
+                recorder.before(node, fetch)
+                layer = self.dense_layers.get(node.name)
+                if layer is not None and layer.shortcut is not None:
+                    shortcuts[node.name] = fetch(layer.shortcut)[0]
+
+            def after(
+                node: fx.Node,
+                values: list[Any],
+                number: int = number,
+                shortcuts: dict[str, Any] = current,
+            ) -> None:
                 layer = self.layers.get(node.name)
                 if layer is not None:
-                    self.targets[node.name].append(self._target(layer, values[0], number))
+                    shortcut = shortcuts.pop(node.name, None)
+                    self.targets[node.name].append(self._target(layer, values[0], shortcut, number))
 
-            sweep(self.dense.module, [batch], after=after)
+            sweep(self.dense.module, [batch], before=before, after=after)
+        return recorder.references()
 
-    def _target(self, layer: Layer, value: Tensor, number: int) -> tuple[np.ndarray, Tensor]:
+    def _target(
+        self, layer: Layer, value: Tensor, shortcut: Tensor | None, number: int
+    ) -> tuple[np.ndarray, Tensor]:
+        """The positions sampled from a batch, and the dense outputs wanted there (kept only).
+
+        Where a shortcut is added, that is what the *sum* lacks: `correct` takes away what the
+        pruned network's shortcut gives.
+        """
         weight = attribute(self.module, layer.node.args[1])
         assert weight is not None
         wanted = max(self.samples, 6 * weight[0].numel()) // self.batches + 1
         seed = self.seed + 100_003 * self.order[layer.node.name] + number
         at = positions(layer, tuple(value.shape), wanted, seed)
         outputs = outputs_at(layer, value, at)
+        if shortcut is not None:
+            dense_node = self.dense_layers[layer.node.name].node
+            outputs = outputs + _unscaled(
+                self.dense.module, dense_node, outputs_at(layer, shortcut, at)
+            )
         channels = self.kept.get(layer.weight, {}).get(0)
         if channels is not None:
             outputs = outputs[:, torch.as_tensor(np.asarray(channels))]
         return at, outputs.clone()
 
-    def correct(self, layer: Layer, inputs: list[Tensor]) -> LayerError:
+    def correct(self, layer: Layer, fetch: Callable[[Any], list[Any]]) -> LayerError:
         """Fit one layer on the inputs it gets now, and change its parameters in place."""
+        inputs = fetch(layer.node.args[0])
+        if layer.shortcut is not None:
+            self._subtract(layer, fetch(layer.shortcut))
         weight = attribute(self.module, layer.node.args[1])
         assert weight is not None
         bias = None if layer.bias is None else attribute(self.module, layer.node.args[2])
@@ -173,6 +216,12 @@ class _Fit:
             return LayerError(layer.node.name, before, before, float("inf"))
         self._store(layer, weight, bias, fitted, intercept)
         return LayerError(layer.node.name, before, after, ridge)
+
+    def _subtract(self, layer: Layer, shortcuts: list[Tensor]) -> None:
+        self.targets[layer.node.name] = [
+            (at, wanted - _unscaled(self.module, layer.node, outputs_at(layer, shortcut, at)))
+            for (at, wanted), shortcut in zip(self.targets[layer.node.name], shortcuts, strict=True)
+        ]
 
     def _equations(
         self, layer: Layer, weight: Tensor, inputs: list[Tensor], intercept: bool, part: slice
@@ -203,6 +252,27 @@ class _Fit:
                 mean = attribute(self.module, next(iter(layer.node.users)).args[3])
                 assert mean is not None
                 mean.sub_(offset)
+
+
+def _alike(layer: Layer, dense: Layer | None) -> bool:
+    if dense is None or layer.weight != dense.weight:
+        return False
+    return (layer.shortcut is None) == (dense.shortcut is None)
+
+
+def _unscaled(module: fx.GraphModule, node: fx.Node, value: Tensor) -> Tensor:
+    """What a layer must give so that its batch norm (if any) adds `value`, (samples, channels)."""
+    norm = batch_norm_after(node)
+    if norm is None:
+        return value
+    var = attribute(module, norm.args[4])
+    assert var is not None
+    scale = (var + float(norm.args[7])).rsqrt()  # type: ignore[arg-type]
+    gamma = attribute(module, norm.args[1])
+    if gamma is not None:
+        scale = scale * gamma
+    usable = scale.abs() > 1e-3 * scale.abs().max()
+    return torch.where(usable, value / torch.where(usable, scale, 1.0), 0.0)
 
 
 def _coefficients(layer: Layer, weight: Tensor, bias: Tensor | None, intercept: bool) -> Tensor:
