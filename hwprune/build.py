@@ -1,0 +1,109 @@
+"""Build: `Program` + `Target` -> a checked `Artifact`, in a temporary directory until it is saved.
+
+The compiled network is always compared with PyTorch on the example inputs: TVM's importer and
+our schedules are trusted only as far as their outputs agree.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.capture import Program, specialize
+from hwprune.deploy import LIBRARY, Artifact, Manifest, TensorInfo
+from hwprune.errors import LoweringError, ToolchainError
+from hwprune.lower import Lowered, lower
+from hwprune.target import Target
+
+TOLERANCE = 1e-4  # relative to the largest output, float32
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compiled network, how it was lowered, and its largest error against PyTorch."""
+
+    artifact: Artifact
+    lowered: Lowered
+    max_rel_error: float
+
+
+def build(program: Program, target: Target, threads: int) -> Build:
+    """Lower, compile, load and check a program.
+
+    Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`,
+    ToolchainError if no C++ compiler is there to link the library.
+    """
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise ToolchainError("no C++ compiler found", hint="install the Debian package g++")
+    static = specialize(program)
+    reference = run_torch(static)
+    lowered = lower(static, target, threads)
+    directory = Path(tempfile.mkdtemp(prefix="hwprune-"))
+    try:
+        lowered.export(directory / LIBRARY)
+        artifact = Artifact(directory, _manifest(static, reference, target, threads))
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
+    return Build(artifact, lowered, _check(artifact, static, reference))
+
+
+def run_torch(program: Program) -> tuple[Tensor, ...]:
+    """The program's outputs on its example inputs, flattened, without gradients."""
+    with torch.no_grad():
+        result = program.module(*program.inputs)
+    return tuple(t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor))
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of what produced an artifact."""
+    names = ("hwprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
+    return {name: version(name) for name in names}
+
+
+def _manifest(
+    program: Program, outputs: tuple[Tensor, ...], target: Target, threads: int
+) -> Manifest:
+    placeholders = [n.name for n in program.module.graph.nodes if n.op == "placeholder"]
+    return Manifest(
+        model=program.name,
+        target=target.name,
+        isa=target.isa,
+        threads=threads,
+        inputs=tuple(
+            _info(n, t) for n, t in zip(placeholders, program.inputs, strict=True)
+        ),
+        outputs=tuple(_info(f"output_{i}", t) for i, t in enumerate(outputs)),
+        toolchain=toolchain(),
+    )
+
+
+def _info(name: str, tensor: Tensor) -> TensorInfo:
+    return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def _check(artifact: Artifact, program: Program, reference: tuple[Tensor, ...]) -> float:
+    result = artifact(*(t.detach().numpy() for t in program.inputs))
+    compiled = result if isinstance(result, tuple) else (result,)
+    worst = 0.0
+    for ours, theirs in zip(compiled, reference, strict=True):
+        expected = theirs.detach().numpy().astype(np.float64)
+        scale = max(float(np.abs(expected).max(initial=0.0)), 1e-30)
+        error = float(np.abs(ours - expected).max(initial=0.0)) / scale
+        worst = max(worst, error if np.isfinite(error) else np.inf)
+    if worst > TOLERANCE:
+        raise LoweringError(
+            f"the compiled network differs from PyTorch by {worst:.1e} (relative)",
+            where=program.name,
+            hint=f"at most {TOLERANCE:.0e} is accepted; please report the model",
+        )
+    return worst

@@ -1,0 +1,372 @@
+"""Convolution with a register tile of output pixels x channel vectors (dense, 1x1 and grouped).
+
+Every broadcast input value is multiplied with the weights of several channel vectors, and the
+results stay in registers over the whole reduction. The reduction runs over the true input
+channels in steps of four, so that a width of 24 costs 24. A 1x1 convolution of stride 1 treats
+the plane as one row. Padding is a copy into a bordered scratch plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwprune.lower.cpu import emit, tiles
+from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
+from hwprune.lower.cpu.epilogue import (
+    Epilogue,
+    Position,
+    count_params,
+    pack_channels,
+    supported,
+)
+from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
+
+STEP = 4  # input channels per unrolled reduction step
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The integers of a convolution."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+    dilation: tuple[int, int]
+    group_in: int  # input channels of one group
+    groups: int
+
+    @staticmethod
+    def of(workload: Workload) -> Geometry:
+        """Read a conv2d workload."""
+        n, c, h, w = workload.inputs[0].shape
+        _, o, oh, ow = workload.output.shape
+        _, group_in, kh, kw = workload.params[0].shape
+        pad, stride, dilation = (workload.attr(k) for k in ("padding", "stride", "dilation"))
+        groups = c // group_in
+        return Geometry(n, c, h, w, o, oh, ow, (kh, kw), stride, pad, dilation, group_in, groups)
+
+    @property
+    def pointwise(self) -> bool:
+        """1x1, stride 1, no padding: a matrix product over the pixels."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Which input channels a block of output channels reads: `extent` from `start(block)` on."""
+
+    geometry: Geometry
+    lanes: int
+    step: int
+
+    @property
+    def padded(self) -> int:
+        """Input channels rounded up to the step."""
+        return -(-self.geometry.channels // self.step) * self.step
+
+    @property
+    def extent(self) -> int:
+        """Channels read by each block of outputs, a multiple of the step."""
+        g = self.geometry
+        if g.groups == 1:
+            return self.padded
+        per_group = g.out_channels // g.groups
+        widest = 0
+        for block in range(emit.blocks(g.out_channels, self.lanes)):
+            last = min((block + 1) * self.lanes, g.out_channels) - 1
+            start = block * self.lanes // per_group * g.group_in // self.step * self.step
+            widest = max(widest, (last // per_group + 1) * g.group_in - start)
+        return min(-(-widest // self.step) * self.step, self.padded)
+
+    def start(self, block: Expr) -> Expr:
+        """First channel read by an output block (an int for an int)."""
+        g = self.geometry
+        if g.groups == 1:
+            return 0
+        per_group = g.out_channels // g.groups
+        first = block * self.lanes // per_group * g.group_in // self.step * self.step
+        limit = self.padded - self.extent
+        return min(first, limit) if isinstance(block, int) else tirx.min(first, limit)
+
+
+def schedule(workload: Workload, context: Context) -> Kernel | None:
+    """The kernel of a conv2d workload that is not depthwise; None if it is not one of ours."""
+    if workload.op != "conv2d" or workload.output.layout != PACKED:
+        return None
+    if not supported(workload.epilogue):
+        return None
+    plan = _Plan.of(workload, context)
+    names = (emit.physical_inputs(workload, context.lanes), plan.param_shapes())
+    output = workload.output.physical(context.lanes)
+    func = emit.build_function("conv2d", *names, output, plan.emit)
+    g, tile = plan.geometry, plan.tile
+    rule = "cpu.conv2d_1x1" if g.pointwise else "cpu.conv2d_direct"
+    rule = rule if g.groups == 1 else "cpu.conv2d_grouped"
+    reason = f"register tile {tile.rows}x{tile.cols} pixels x {tile.blocks} vectors"
+    return Kernel(workload, func, rule, reason, plan.pack)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    workload: Workload
+    context: Context
+    geometry: Geometry
+    reduction: Reduction
+    tile: tiles.Tile
+
+    @staticmethod
+    def of(workload: Workload, context: Context) -> _Plan:
+        g = Geometry.of(workload)
+        plain = workload.inputs[0].layout == PLAIN
+        reduction = Reduction(g, context.lanes, 1 if plain else STEP)
+        rows, cols = (
+            (1, g.out_height * g.out_width)
+            if g.pointwise and not plain
+            else (g.out_height, g.out_width)
+        )
+        blocks = emit.blocks(g.out_channels, context.lanes)
+        tile = tiles.choose(
+            rows, cols, 1 if g.groups > 1 else blocks, context.registers, one_row=rows == 1
+        )
+        return _Plan(workload, context, g, reduction, tile)
+
+    @property
+    def flat(self) -> bool:
+        """The plane is handled as one row of pixels."""
+        return self.geometry.pointwise and self.workload.inputs[0].layout == PACKED
+
+    @property
+    def out_blocks(self) -> int:
+        return emit.blocks(self.geometry.out_channels, self.context.lanes)
+
+    def block_segments(self) -> tuple[tiles.Segment, ...]:
+        return tiles.segments(self.out_blocks, self.tile.blocks)
+
+    def param_shapes(self) -> tuple[tuple[int, ...], ...]:
+        lanes = self.context.lanes
+        kh, kw = self.geometry.kernel
+        step = self.reduction.step
+        weight = (self.out_blocks, self.reduction.extent // step, kh, kw, step, lanes)
+        shapes: list[tuple[int, ...]] = [weight]
+        for spec in self.workload.params[1:]:
+            shapes.append((emit.blocks(int(np.prod(spec.shape)), lanes) * lanes,))
+        return tuple(shapes)
+
+    def pack(self, params: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Weights in the order in which the loops read them; per-channel vectors padded."""
+        g, lanes = self.geometry, self.context.lanes
+        kh, kw = g.kernel
+        dense = self._dense_weight(np.asarray(params[0], np.float32))
+        steps = self.reduction.extent // self.reduction.step
+        packed = dense.reshape(self.out_blocks, lanes, steps, self.reduction.step, kh, kw)
+        packed = packed.transpose(0, 2, 4, 5, 3, 1)
+        rest = tuple(pack_channels(p, lanes) for p in params[1:])
+        return (np.ascontiguousarray(packed), *rest)
+
+    def _dense_weight(self, weight: np.ndarray) -> np.ndarray:
+        """(O, I / groups, kh, kw) -> (padded O, extent, kh, kw), zero where nothing is connected."""
+        g, lanes = self.geometry, self.context.lanes
+        dense = np.zeros((self.out_blocks * lanes, self.reduction.extent, *g.kernel), np.float32)
+        if g.groups == 1:
+            dense[: g.out_channels, : g.channels] = weight
+            return dense
+        per_group = g.out_channels // g.groups
+        for o in range(g.out_channels):
+            offset = o // per_group * g.group_in - int(self.reduction.start(o // lanes))
+            dense[o, offset : offset + g.group_in] = weight[o]
+        return dense
+
+    def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
+        """The whole function: bordered copy if there is padding, then the tiles."""
+        g = self.geometry
+        epilogue = Epilogue(self.workload, self.context.lanes, xs[1:], ps[1:], first_param=1)
+        assert count_params(self.workload.epilogue) == len(ps) - 1
+        source = self._pad(xs[0]) if any(g.padding) else xs[0]
+        rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
+        row_parts = tiles.segments(rows, self.tile.rows)
+        col_parts = tiles.segments(cols, self.tile.cols)
+        with loop(g.batch) as n:
+            for part in self.block_segments():
+                for r, c in [(r, c) for r in row_parts for c in col_parts]:
+                    self._segment(n, part, r, c, source, ps[0], y, epilogue)
+
+    def _segment(
+        self,
+        n: Expr,
+        part: tiles.Segment,
+        rows: tiles.Segment,
+        cols: tiles.Segment,
+        source: Buffer,
+        weight: Buffer,
+        y: Buffer,
+        epilogue: Epilogue,
+    ) -> None:
+        threads = self.context.threads
+        counts = {"block": part.count, "row": rows.count, "col": cols.count}
+        axis = max(counts, key=lambda k: (emit.balance(counts[k], threads), k == "block"))
+        ranges = {name: (0, count) for name, count in counts.items()}
+        with emit.split_threads(counts[axis], threads) as mine:
+            ranges[axis] = mine
+            acc = T.alloc_buffer(
+                (rows.size * cols.size * part.size, self.context.lanes),
+                "float32",
+                scope="local",
+                annotations=emit.ON_STACK,
+            )
+            with loop(ranges["block"][1]) as bi:
+                block = part.start + (ranges["block"][0] + bi) * part.size
+                with loop(ranges["row"][1]) as ri:
+                    row = rows.start + (ranges["row"][0] + ri) * rows.size
+                    with loop(ranges["col"][1]) as ci:
+                        col = cols.start + (ranges["col"][0] + ci) * cols.size
+                        shape = tiles.Tile(rows.size, cols.size, part.size)
+                        self._tile(n, block, row, col, shape, source, weight, acc)
+                        self._store(n, block, row, col, shape, acc, y, epilogue)
+
+    def _tile(
+        self,
+        n: Expr,
+        block: Expr,
+        row: Expr,
+        col: Expr,
+        tile: tiles.Tile,
+        source: Buffer,
+        weight: Buffer,
+        acc: Buffer,
+    ) -> None:
+        """Zero the accumulators and run the reduction."""
+        lanes, (kh, kw) = self.context.lanes, self.geometry.kernel
+        step, extent = self.reduction.step, self.reduction.extent
+        read = self._reader(n, source)
+        start = self.reduction.start(block)
+        for i in range(tile.accumulators):
+            emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
+        with loop(extent // step) as k, loop(kh) as dy, loop(kw) as dx:
+            for ci in range(step):
+                self._multiply(
+                    tile,
+                    acc,
+                    lambda r, c, ci=ci: read(start + k * step, ci, row + r, col + c, dy, dx),
+                    lambda b, lane, ci=ci: weight[block + b, k, dy, dx, ci, lane],
+                )
+
+    def _multiply(
+        self,
+        tile: tiles.Tile,
+        acc: Buffer,
+        value: Callable[[int, int], Expr],
+        weight: Callable[[int, Expr], Expr],
+    ) -> None:
+        lanes = self.context.lanes
+        positions = [(r, c) for r in range(tile.rows) for c in range(tile.cols)]
+        for p, (r, c) in enumerate(positions):
+            for b in range(tile.blocks):
+                i = p * tile.blocks + b
+                with T.vectorized(lanes) as lane:
+                    product = value(r, c) * weight(b, lane)
+                    T.buffer_store(acc, acc[i, lane] + product, [i, lane])
+
+    def _reader(self, n: Expr, source: Buffer) -> Callable[..., Expr]:
+        """Reads input channel `first + ci` at an output position and a tap."""
+        g, lanes = self.geometry, self.context.lanes
+        plain = self.workload.inputs[0].layout == PLAIN
+
+        def read(first: Expr, ci: int, row: Expr, col: Expr, dy: Expr, dx: Expr) -> Expr:
+            if self.flat:
+                return source[n, first // lanes, col // g.width, col % g.width, first % lanes + ci]
+            h = row * g.stride[0] + dy * g.dilation[0]
+            w = col * g.stride[1] + dx * g.dilation[1]
+            if plain:
+                return source[n, first + ci, h, w]
+            return source[n, first // lanes, h, w, first % lanes + ci]
+
+        return read
+
+    def _store(
+        self,
+        n: Expr,
+        block: Expr,
+        row: Expr,
+        col: Expr,
+        tile: tiles.Tile,
+        acc: Buffer,
+        y: Buffer,
+        epilogue: Epilogue,
+    ) -> None:
+        g, lanes = self.geometry, self.context.lanes
+
+        def place(r: Expr, c: Expr) -> tuple[Expr, Expr]:
+            if self.flat:
+                return (col + c) // g.out_width, (col + c) % g.out_width
+            return row + r, col + c
+
+        later = epilogue.heavy
+        positions = [(r, c) for r in range(tile.rows) for c in range(tile.cols)]
+        for p, (r, c) in enumerate(positions):
+            h, w = place(r, c)
+            for b in range(tile.blocks):
+                i = p * tile.blocks + b
+                with T.vectorized(lanes) as lane:
+                    at = Position(n, block + b, h, w, lane)
+                    value = acc[i, lane] if later else epilogue.apply(acc[i, lane], at)
+                    T.buffer_store(y, value, [n, block + b, h, w, lane])
+        if later:
+            with loop(tile.blocks) as b, loop(tile.rows) as r, loop(tile.cols) as c:
+                h, w = place(r, c)
+                with T.vectorized(lanes) as lane:
+                    at = Position(n, block + b, h, w, lane)
+                    value = epilogue.apply(y[n, block + b, h, w, lane], at)
+                    T.buffer_store(y, value, [n, block + b, h, w, lane])
+
+    def _pad(self, x: Buffer) -> Buffer:
+        """Copy the input into a plane with a border of zeros."""
+        g = self.geometry
+        plain = self.workload.inputs[0].layout == PLAIN
+        lanes = 1 if plain else self.context.lanes
+        planes = g.channels if plain else emit.blocks(g.channels, lanes)
+        top, left, bottom, right = g.padding
+        height, width = g.height + top + bottom, g.width + left + right
+        tail: tuple[int, ...] = () if plain else (lanes,)
+        padded = T.alloc_buffer((g.batch, planes, height, width, *tail), "float32")
+        with emit.split_threads(g.batch * planes * height, self.context.threads) as (first, count):
+            with loop(count) as i:
+                n, c, h = emit.split_index(first + i, (g.batch, planes, height))
+                inside = tirx.all(h >= top, h < g.height + top)
+                with T.If(inside):
+                    with T.Then():
+                        _fill_row(padded, [n, c, h], 0, left, tail)
+                        _copy_row(padded, x, [n, c, h], h - top, left, g.width, tail)
+                        _fill_row(padded, [n, c, h], left + g.width, right, tail)
+                    with T.Else():
+                        _fill_row(padded, [n, c, h], 0, width, tail)
+        return padded
+
+
+def _fill_row(y: Buffer, at: list[Expr], first: int, count: int, tail: tuple[int, ...]) -> None:
+    with loop(count) as w:
+        if tail:
+            emit.store_vector(y, [*at, first + w], tail[0], lambda _: const(0.0))
+        else:
+            T.buffer_store(y, const(0.0), [*at, first + w])
+
+
+def _copy_row(
+    y: Buffer, x: Buffer, at: list[Expr], h: Expr, first: int, count: int, tail: tuple[int, ...]
+) -> None:
+    n, c, _ = at
+    if not tail:
+        with T.vectorized(count) as w:
+            T.buffer_store(y, x[n, c, h, w], [*at, first + w])
+        return
+    with loop(count) as w:
+        emit.store_vector(y, [*at, first + w], tail[0], lambda lane: x[n, c, h, w, lane])

@@ -1,0 +1,187 @@
+"""Writing TIR by hand: vectors, loops over threads, and activations, for every CPU schedule rule.
+
+The rules write their loops directly, so that the register tile, the order of the reduction and
+what a thread does are exactly what the rule says. In: TVM's builder. Out: statements and
+expressions of the function under construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hwprune.lower.spec import TensorSpec, Workload
+from hwprune.target import Target
+from hwprune.tvm_runtime import load_tvm
+
+load_tvm()
+
+from tvm import tirx  # noqa: E402
+from tvm.script.ir_builder import IRBuilder  # noqa: E402
+from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
+
+Expr = Any
+Buffer = Any
+
+# Keep small local arrays on the stack, where LLVM turns them into registers; without it TVM moves
+# arrays above 1 KiB to the heap.
+ON_STACK = {"disable_lower_builtin": True}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may use: vector width in floats, registers, threads, cache sizes in bytes."""
+
+    lanes: int
+    registers: int
+    threads: int
+    l1_bytes: int
+    l2_bytes: int
+
+    @staticmethod
+    def of(target: Target, threads: int) -> Context:
+        """The context of a target."""
+        return Context(
+            target.lanes,
+            target.vector_registers,
+            threads,
+            target.l1d_bytes or 32 << 10,
+            target.l2_bytes or 256 << 10,
+        )
+
+
+def blocks(channels: int, lanes: int) -> int:
+    """Vectors needed for that many channels."""
+    return -(-channels // lanes)
+
+
+def build_function(
+    name: str,
+    inputs: tuple[tuple[int, ...], ...],
+    params: tuple[tuple[int, ...], ...],
+    output: tuple[int, ...],
+    body: Callable[[list[Buffer], list[Buffer], Buffer], None],
+) -> Any:
+    """A PrimFunc with float32 buffers: inputs, params, output, and the body's statements."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            xs = [T.arg(f"x{i}", T.buffer(s, "float32")) for i, s in enumerate(inputs)]
+            ps = [T.arg(f"p{i}", T.buffer(s, "float32")) for i, s in enumerate(params)]
+            y = T.arg("y", T.buffer(output, "float32"))
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            body(xs, ps, y)
+    return builder.get()
+
+
+def physical_inputs(workload: Workload, lanes: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the inputs in memory."""
+    return tuple(t.physical(lanes) for t in workload.inputs)
+
+
+def store_vector(
+    buffer: Buffer, index: list[Expr], lanes: int, value: Callable[[Expr], Expr]
+) -> None:
+    """`buffer[*index, 0:lanes] = value(lane)` as one vector store."""
+    with T.vectorized(lanes) as lane:
+        T.buffer_store(buffer, value(lane), [*index, lane])
+
+
+@contextmanager
+def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """Run the body once per thread with its (first, count) of `extent` equal pieces of work."""
+    workers = min(threads, extent)
+    if workers <= 1:
+        yield 0, extent
+        return
+    with T.parallel(workers) as worker:
+        first = worker * extent // workers
+        yield first, (worker + 1) * extent // workers - first
+
+
+def balance(count: int, threads: int) -> float:
+    """Share of the threads' time that is useful when `count` equal pieces are split."""
+    workers = min(count, threads)
+    return count / (-(-count // workers) * threads)
+
+
+def split_index(index: Expr, extents: tuple[int, ...]) -> list[Expr]:
+    """A flat index as one index per extent."""
+    parts: list[Expr] = []
+    for size in reversed(extents[1:]):
+        parts.append(index % size)
+        index = index // size
+    return [index, *reversed(parts)]
+
+
+class loop:  # noqa: N801 - reads as the statement it makes
+    """`with loop(n) as i`: a serial loop; no loop at all for n == 1."""
+
+    def __init__(self, extent: Expr) -> None:
+        self._frame = None if isinstance(extent, int) and extent == 1 else T.serial(extent)
+
+    def __enter__(self) -> Expr:
+        return 0 if self._frame is None else self._frame.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._frame is not None:
+            self._frame.__exit__(*error)
+
+
+def const(value: float) -> Expr:
+    """A float32 constant."""
+    return tirx.const(value, "float32")
+
+
+def relu(x: Expr) -> Expr:
+    """max(x, 0)."""
+    return tirx.max(x, const(0.0))
+
+
+def clamp(x: Expr, low: float, high: float) -> Expr:
+    """min(max(x, low), high); infinite bounds cost nothing."""
+    if not math.isinf(low):
+        x = tirx.max(x, const(low))
+    return x if math.isinf(high) else tirx.min(x, const(high))
+
+
+def exp(x: Expr) -> Expr:
+    """e**x by 2**n times a polynomial (Cephes expf), so that it vectorises; relative error 2e-7."""
+    x = clamp(x, -87.3, 88.0)
+    n = tirx.floor(x * const(1.44269504088896341) + const(0.5))
+    r = x - n * const(0.693359375) - n * const(-2.12194440e-4)
+    p = const(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        p = p * r + const(c)
+    p = p * r * r + r + const(1.0)
+    exponent = tirx.Cast("int32", n) + tirx.const(127, "int32")
+    return p * tirx.reinterpret("float32", tirx.shift_left(exponent, tirx.const(23, "int32")))
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e**-x)."""
+    return const(1.0) / (const(1.0) + exp(const(0.0) - x))
+
+
+def tanh(x: Expr) -> Expr:
+    """2 sigmoid(2x) - 1."""
+    return const(2.0) * sigmoid(const(2.0) * x) - const(1.0)
+
+
+def erf(x: Expr) -> Expr:
+    """Error function, Abramowitz and Stegun 7.1.26; absolute error 2e-7."""
+    magnitude = tirx.max(x, const(0.0) - x)
+    t = const(1.0) / (const(1.0) + const(0.3275911) * magnitude)
+    p = const(1.061405429)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        p = p * t + const(c)
+    value = const(1.0) - p * t * exp(const(0.0) - magnitude * magnitude)
+    return tirx.Select(x < const(0.0), const(0.0) - value, value)
+
+
+def is_float(spec: TensorSpec) -> bool:
+    """Whether the rules here can handle the tensor."""
+    return spec.dtype == "float32" and all(size > 0 for size in spec.shape)
