@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -92,32 +93,30 @@ def require_measured(workloads: Iterable[Workload], table: LatencyTable, threads
 
 
 def time_launches(launch: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> Timing:
-    """Time a function over argument lists used in turn; each repeat goes through all of them."""
-    rounds = [tuple(a) for a in arguments]
-    once_us = _round_us(launch, rounds, 1) / len(rounds)  # also warms up
-    once_us = min(once_us, _round_us(launch, rounds, 1) / len(rounds))
-    cycles = max(1, round(REPEAT_US / (once_us * len(rounds))))
-    repeat_us = cycles * once_us * len(rounds)
-    repeats = int(np.clip(KERNEL_US / repeat_us, 3, REPEATS))
-    enabled = gc.isenabled()
+    """Time a function over argument lists used in turn."""
+    turns = cycle([tuple(a) for a in arguments])
+    warm_us = _mean_us(launch, turns, 1)
+    warm_us = min(warm_us, _mean_us(launch, turns, 1 if warm_us > REPEAT_US else 5))
+    number = max(1, round(REPEAT_US / warm_us))
+    repeats = int(np.clip(KERNEL_US / (number * warm_us), 3, REPEATS))
+    collecting = gc.isenabled()
     gc.disable()
     try:
-        samples = [
-            _round_us(launch, rounds, cycles) / (cycles * len(rounds)) for _ in range(repeats)
-        ]
+        samples = [_mean_us(launch, turns, number) for _ in range(repeats)]
     finally:
-        if enabled:
+        if collecting:
             gc.enable()
     p10, median, p90 = np.percentile(samples, [10, 50, 90])
     return Timing(float(median), float(p10), float(p90), repeats)
 
 
-def _round_us(launch: Callable[..., Any], rounds: list[tuple[Any, ...]], cycles: int) -> float:
+def _mean_us(launch: Callable[..., Any], turns: Iterator[tuple[Any, ...]], number: int) -> float:
+    """Microseconds of one launch, the mean of `number`."""
+    chosen = list(islice(turns, number))
     start = time.perf_counter_ns()
-    for _ in range(cycles):
-        for arguments in rounds:
-            launch(*arguments)
-    return (time.perf_counter_ns() - start) / 1000
+    for arguments in chosen:
+        launch(*arguments)
+    return (time.perf_counter_ns() - start) / (1000 * number)
 
 
 def _time_batch(workloads: Sequence[Workload], target: Target, threads: int) -> Iterable[Row]:

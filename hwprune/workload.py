@@ -61,14 +61,14 @@ class Site:
     def axes(self) -> Extents:
         """The zero, one or two sizes that this kernel's cost is tabulated over.
 
-        Sizes that move together are one axis. A concatenation has one: its output's size.
+        Sizes that move together are one axis. Concatenations and slices have one: their output's.
         """
         return () if self.dense else tuple(_classes(self))[:2]
 
     def sample(self, values: Sequence[int]) -> Workload:
         """The kernel where the axes have these sizes.
 
-        Sizes beyond the axes (the parts of a concatenation) follow the first in proportion.
+        Sizes beyond the axes (a concatenation's parts) follow the first axis in proportion.
         """
         axes = self.axes
         if not axes:
@@ -206,6 +206,8 @@ def _derivable(site: Site, full: Mapping[str, int]) -> bool:
     varies = any(e.terms for extents in (*site.inputs, site.output) for e in extents)
     if not varies:
         return True
+    if site.call.workload.op == "aten" and len(_classes(site)) > 1:
+        return False  # which combinations of sizes it allows is not known
     try:
         return site.workload(full) == site.call.workload
     except HwpruneError:
@@ -226,8 +228,8 @@ def _key(extent: Extent) -> tuple[tuple[str, int], ...]:
 def _classes(site: Site) -> list[Extent]:
     """One extent of each class that moves together, the cost's axes first."""
     order = [*site.inputs, site.output, *site.params]
-    if site.call.workload.op == "concat":
-        order = [site.output]
+    if site.call.workload.op in ("concat", "slice"):
+        order = [site.output]  # the input's sizes are not independent of it
     first: dict[tuple[tuple[str, int], ...], Extent] = {}
     for extents in order:
         for extent in extents:
