@@ -78,7 +78,7 @@ class Site:
         for extent, dense in full.items():
             axis, ratio = _follow(extent, axes, full)
             size = extent.const + ratio * (values[axis] - axes[axis].const)
-            sizes[extent] = max(1, round(size)) if extent.terms else dense
+            sizes[extent] = max(1, round(float(size))) if extent.terms else dense
         shaped = self._shaped(sizes.__getitem__)
         return _fill_concat(shaped) if shaped.op == "concat" else shaped
 
