@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,16 +158,29 @@ def _variances(module: fx.GraphModule) -> set[str]:
 
 
 def _perturb(module: fx.GraphModule, generator: torch.Generator) -> None:
-    """Scale every parameter and buffer by 0.8 to 1.2; move those that are constant."""
+    """Scale every slice of every parameter and buffer along each of its first two dimensions.
+
+    Factors lie within 0.8 to 1.2; what is constant (zeros, ones) is moved as well.
+    """
     positive = _variances(module)
     for name, tensor in _tensors(module).items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.ndim == 0:
             continue
         data = tensor.detach()
-        constant = data.numel() > 0 and bool((data == data.reshape(-1)[0]).all())
-        data *= 0.8 + 0.4 * torch.rand(data.shape, generator=generator, dtype=data.dtype)
+        flat = data.reshape(-1)
+        constant = bool((flat[:64] == flat[:1]).all()) and bool((flat == flat[:1]).all())
+        for dim in range(min(2, data.ndim)):
+            data *= 0.8 + 0.4 * _random(data, dim, torch.rand, generator)
         if constant and name not in positive and bool(torch.isfinite(data).all()):
-            data += 0.1 * torch.randn(data.shape, generator=generator, dtype=data.dtype)
+            data += 0.1 * _random(data, 0, torch.randn, generator)
+
+
+def _random(
+    like: Tensor, dim: int, draw: Callable[..., Tensor], generator: torch.Generator
+) -> Tensor:
+    """One random number for each position along `dim`, shaped to broadcast."""
+    values = draw(like.shape[dim], generator=generator, dtype=like.dtype)
+    return values.reshape([-1 if d == dim else 1 for d in range(like.ndim)])
 
 
 def _copy_slices(large: nn.Module, small: nn.Module, kept: _Kept) -> None:
