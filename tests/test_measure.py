@@ -1,0 +1,118 @@
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwprune import measure as measure_module
+from hwprune.errors import TargetError
+from hwprune.lower.spec import Step, TensorSpec, Workload
+from hwprune.measure import measure, time_launches
+from hwprune.provenance import provenance_of
+from hwprune.table import LatencyTable
+from hwprune.target import load_target
+
+HOST = load_target("host")
+
+
+def kernel(channels: int, size: int = 14) -> Workload:
+    shape = TensorSpec((1, channels, size, size), layout="packed")
+    weight = TensorSpec((channels, channels, 1, 1))
+    attrs = (("dilation", (1, 1)), ("padding", (0, 0, 0, 0)), ("stride", (1, 1)))
+    return Workload("conv2d", (shape,), shape, (weight,), attrs, (Step("relu"),))
+
+
+NONSENSE = Workload(
+    "aten",
+    (TensorSpec((1, 8)),),
+    TensorSpec((1, 8)),
+    attrs=(("args", '{"args": [{"input": 0}], "kwargs": {}}'), ("target", "aten.none.default")),
+)
+
+
+def test_kernels_are_timed_once_and_reused(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    work = [kernel(32), kernel(64), kernel(32)]
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        first = measure(work, HOST, 1, table, progress=lambda *a: seen.append(a))
+        assert (first.reused, first.measured, first.failed) == (0, 2, ())
+        assert seen == [(1, 2), (2, 2)]
+        rows = [table.get(w, 1) for w in work]
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        second = measure(work, HOST, 1, table)
+        assert (second.reused, second.measured) == (2, 0)
+        assert [table.get(w, 1) for w in work] == rows
+        for row in rows:
+            assert row is not None
+            assert 0.1 < row.p10_us <= row.median_us <= row.p90_us < 1e5
+            assert row.source == "device"
+
+
+def test_more_work_takes_longer(tmp_path: Path) -> None:
+    small, large = kernel(16), kernel(256, 28)  # 1,000 times the multiply-accumulates
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        measure([small, large], HOST, 1, table)
+        rows = [table.get(w, 1) for w in (small, large)]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    assert rows[1].p10_us > 5 * rows[0].p10_us
+
+
+def test_a_kernel_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        report = measure([kernel(32), NONSENSE, kernel(48)], HOST, 1, table)
+        assert report.failed == (NONSENSE,)
+        row = table.get(NONSENSE, 1)
+        assert row is not None
+        assert "none" in row.failure
+        assert table.latency_us(kernel(48), 1) > 0
+        assert measure([NONSENSE], HOST, 1, table).reused == 1
+
+
+def test_interrupted_profile_keeps_finished_rows(tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupt(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    work = [kernel(16), kernel(32), kernel(48)]
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        with pytest.raises(KeyboardInterrupt):
+            measure(work, HOST, 1, table, progress=interrupt)
+        assert table.missing(work, 1) == (kernel(48),)
+        report = measure(work, HOST, 1, table)
+        assert (report.reused, report.measured) == (2, 1)
+
+
+def test_a_target_that_cannot_run_here_is_refused(tmp_path: Path) -> None:
+    alien = replace(HOST, name="alien", isa=("warp_drive",))
+    with (
+        LatencyTable.open(provenance_of(alien), tmp_path) as table,
+        pytest.raises(TargetError, match="warp_drive"),
+    ):
+        measure([kernel(16)], alien, 1, table)
+
+
+def test_timing_goes_through_every_argument_list() -> None:
+    used: dict[str, int] = {}
+
+    def launch(name: str) -> None:
+        used[name] = used.get(name, 0) + 1
+        time.sleep(0.0002)
+
+    timing = time_launches(launch, [("a",), ("b",), ("c",)])
+    assert max(used.values()) - min(used.values()) <= 1
+    assert timing.p10_us <= timing.median_us <= timing.p90_us
+    assert timing.p10_us >= 200
+    assert timing.repeats >= 3
+
+
+def test_copies_of_weights_fill_the_private_cache() -> None:
+    target = replace(HOST, l2_bytes=2**20)
+    assert measure_module._copies(0, target) == 1
+    assert measure_module._copies(2**21, target) == 2
+    assert measure_module._copies(2**18, target) == 8
+    assert measure_module._copies(4, target) == measure_module.MOST_COPIES
