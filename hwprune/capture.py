@@ -7,6 +7,7 @@ without the user's classes, and every later stage reads nothing but a `Program`.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgr
     """(exported program, whether its batch is dynamic). Raises ModelError."""
     batched = inputs and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
     if batched and len({x.shape[0] for x in inputs}) == 1:
-        twice = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
+        twice = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x.clone() for x in inputs)
         dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
         try:
             return torch.export.export(model, twice, dynamic_shapes=dynamic), True
@@ -185,7 +186,7 @@ def _first_line(error: BaseException) -> str:
 
 def _user_frame(error: BaseException) -> str:
     """`file:line` of the innermost frame outside torch, from the message or the traceback."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
     listed = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     trace = error.__traceback__
     walked: list[tuple[str, str]] = []

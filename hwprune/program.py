@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def source_line(node: fx.Node) -> str:
     """`file:line  code` of the user's line that made a node; empty if it is not known."""
     trace = str(node.meta.get("stack_trace") or "")
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n?([^\n]*)', trace)
-    own = str(Path(torch.__file__).parent)
+    own = f"{Path(torch.__file__).parent}{os.sep}"
     users = [f for f in frames if not f[0].startswith(own) and not f[0].startswith("<eval_with")]
     if not users:
         return ""

@@ -27,10 +27,14 @@ class Units:
         found = self.component[labels]
         return np.where(self.stays[found], -1, found)
 
-    @property
-    def alive(self) -> int:
-        """How many components can be removed."""
-        return int((~self.stays).sum())
+    def removable(self, axes: Sequence[np.ndarray]) -> int:
+        """How many components can be removed without leaving one of these axes empty."""
+        stays = self.stays.copy()
+        for labels in axes:
+            found = self.component[labels]
+            if bool((found == found[0]).all()):
+                stays[found[0]] = True
+        return int((~stays).sum())
 
 
 def joint_factors(tracer: Tracer) -> list[np.ndarray]:
@@ -104,6 +108,7 @@ def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:
                 freezes.append(Freeze(choice.whole_only, choice.node, choice.reason))
         return dense_boxes(tracer, edges, [f.labels for f in freezes]), freezes
 
+    axes = [a for _, all_axes in tracer.parameters.values() for a in all_axes if a is not None]
     best, by_offset = attempt(set()), set[int]()
     candidates = [i for i, c in enumerate(tracer.choices) if _may_gain(c, best[0])]
     trials = [set(candidates)] if len(candidates) > 8 else []
@@ -111,7 +116,7 @@ def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:
         changed = by_offset | trial
         if changed != by_offset:
             other = attempt(changed)
-            if other[0].alive > best[0].alive:
+            if other[0].removable(axes) > best[0].removable(axes):
                 best, by_offset = other, changed
     return best
 

@@ -1,0 +1,113 @@
+"""The certificate fails where it must: wrong weights, wrong graph, wrong labels."""
+
+import dataclasses
+
+import pytest
+import torch
+from graph_helpers import model_and_input, prune
+from torch import nn
+
+from hwprune.capture import capture
+from hwprune.couple import couple
+from hwprune.errors import CertificateError
+from hwprune.plan import Plan
+from hwprune.program import fingerprint
+from hwprune.rewrite import rewrite
+from hwprune.verify import verify
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).sigmoid()
+        return self.head((self.b(x) + x).mean((2, 3)))
+
+
+def pruned():
+    return prune(Block().eval(), (torch.randn(1, 3, 6, 6),))
+
+
+def test_passes_with_values_and_gradients():
+    *_, certificate = pruned()
+    assert certificate.passed
+    assert certificate.max_rel_error < 1e-13
+    assert certificate.gradient_rel_error < 1e-12
+    assert "float64" in certificate.reference
+
+
+def test_fails_on_a_changed_weight():
+    program, coupling, plan, smaller, _ = pruned()
+    with torch.no_grad():
+        smaller.module.get_parameter("b.weight")[0, 0, 0, 0] += 1e-3
+    certificate = verify(program, coupling, plan, smaller)
+    assert not certificate.passed
+    with pytest.raises(CertificateError, match=r"b.weight is not a slice"):
+        certificate.check()
+
+
+def test_fails_on_a_changed_graph():
+    program, coupling, plan, smaller, _ = pruned()
+    node = next(n for n in smaller.module.graph.nodes if n.name == "sigmoid")
+    node.target = torch.ops.aten.tanh.default
+    smaller.module.recompile()
+    certificate = verify(program, coupling, plan, smaller)
+    assert not certificate.passed
+    assert certificate.max_rel_error > 1e-3
+
+
+def test_fails_on_another_plans_program():
+    program, coupling, plan, smaller, _ = pruned()
+    units = plan.kept["a"]
+    other = Plan(fingerprint(program), {"a": tuple(u for u in range(8) if u not in units)})
+    assert not verify(program, coupling, other, smaller).passed
+    bigger = Plan(fingerprint(program), {"a": tuple(range(7))})
+    assert "has length" in verify(program, coupling, bigger, smaller).failure
+
+
+def test_fails_on_labels_that_miss_a_mix_of_channels():
+    """Were the mean over channels taken for harmless, the certificate would catch it."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.a(x).sigmoid()
+            return self.b(x - x.mean(1, keepdim=True))
+
+    class Plain(Mixed):
+        def forward(self, x):
+            x = self.a(x).sigmoid()
+            return self.b(x - x.mul(1.0))
+
+    x = torch.randn(2, 4)
+    mixed, plain = capture(Mixed(), (x,)), capture(Plain(), (x,))
+    assert couple(mixed).groups == ()
+    wrong = couple(plain)
+    plan = Plan(fingerprint(mixed), {"a": (0, 2, 3)})
+    wrong = dataclasses.replace(wrong, shapes={**wrong.shapes, "mean": (2, 1)}, axes={**wrong.axes})
+    smaller = rewrite(mixed, wrong, plan)
+    certificate = verify(mixed, wrong, plan, smaller)
+    assert not certificate.passed
+
+
+def test_values_alone():
+    program, coupling, plan, smaller, _ = pruned()
+    certificate = verify(program, coupling, plan, smaller, gradients=False)
+    assert certificate.passed
+    assert certificate.gradient_rel_error is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny"])
+def test_networks_with_much_frozen_are_still_right(name):
+    model, x = model_and_input(name)
+    x = torch.randn(1, 3, 224, 224) if name == "vit_b_16" else x
+    prune(model, (x,))[-1].check()
