@@ -1,0 +1,195 @@
+"""Importance: a score for every unit of every group, comparable between groups.
+
+In: a `Program`, its `Coupling`, and for some criteria batches and a loss. Out: `Scores`. A
+criterion gives raw energies; `normalise` turns them into what a unit adds to its group's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.capture import Program
+from hwprune.couple import Coupling
+from hwprune.coupling import Group, Site
+from hwprune.errors import HwpruneError
+
+Scores = Mapping[str, np.ndarray]
+Batch = tuple[Sequence[Tensor], Any]  # inputs, labels
+Loss = Callable[[Any, Any], Tensor]
+FLOOR = 0.05  # share of energy below which losing more hardly matters
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at: tensors by name, their gradients, the graph, a generator."""
+
+    tensors: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    batch_norm_weights: frozenset[str]
+    generator: np.random.Generator
+
+
+Criterion = Callable[[Evidence, Group], np.ndarray]
+
+
+def score(
+    program: Program,
+    coupling: Coupling,
+    importance: str = "l2",
+    *,
+    batches: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Score every unit: {group name: (width,) float64}; each group's scores sum to its weight.
+
+    Args:
+        importance: one of `CRITERIA`.
+        batches: (inputs, labels) pairs and `loss`(outputs, labels), for "taylor".
+
+    Raises HwpruneError for an unknown criterion or missing batches.
+    """
+    if importance not in CRITERIA:
+        raise HwpruneError(
+            f"unknown importance {importance!r}", hint=f"one of {', '.join(sorted(CRITERIA))}"
+        )
+    gradients: dict[str, Tensor] = {}
+    if importance == "taylor":
+        if batches is None or loss is None:
+            raise HwpruneError(
+                "importance 'taylor' needs labelled batches and a loss", hint="or use 'l2'"
+            )
+        gradients = _gradients(program, batches, loss)
+    tensors = {n: t.detach() for n, t in program.module.state_dict().items()}
+    evidence = Evidence(
+        tensors, gradients, _batch_norm_weights(program), np.random.default_rng(seed)
+    )
+    return {g.name: normalise(CRITERIA[importance](evidence, g), g) for g in coupling.groups}
+
+
+def normalise(energy: np.ndarray, group: Group) -> np.ndarray:
+    """Raw energies -> scores that sum to the number of layers that produce the group.
+
+    A unit's score is what it adds to log(kept share of energy + floor), units taken from the
+    strongest down: sums of scores compare across groups, and the last units of a group are
+    worth the most.
+    """
+    energy = np.maximum(np.asarray(energy, np.float64), 0.0)
+    order = np.argsort(-energy, kind="stable")
+    total = energy.sum()
+    share = (
+        np.cumsum(energy[order]) / total if total > 0 else np.arange(1, len(order) + 1) / len(order)
+    )
+    utility = np.log1p(share / FLOOR) / np.log1p(1 / FLOOR)
+    scores = np.empty_like(energy)
+    scores[order] = np.diff(utility, prepend=0.0)
+    return scores * max(1, sum(1 for s in group.sites if s.dim == 0 and _is_weight(s, group)))
+
+
+def _is_weight(site: Site, group: Group) -> bool:
+    return (
+        site.parameter.endswith("weight")
+        and len(group.index[site]) > 0
+        and (Site(site.parameter.removesuffix("weight") + "running_mean", 0) not in group.index)
+    )
+
+
+def _unit_sums(values: Tensor, site: Site, group: Group) -> np.ndarray:
+    """Sum over everything but the site's axis, then over the indices of each unit: (width,)."""
+    other = [d for d in range(values.ndim) if d != site.dim]
+    per_index = values.double().sum(dim=other) if other else values.double()
+    return np.asarray(per_index.cpu().numpy())[group.index[site]].sum(axis=1)
+
+
+def _over_weights(
+    evidence: Evidence, group: Group, raw: Callable[[str, Tensor], Tensor]
+) -> np.ndarray:
+    """Mean over the group's weight tensors of their per-unit sums, each scaled to mean one."""
+    rows = []
+    for site in group.sites:
+        tensor = evidence.tensors[site.parameter]
+        if tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        sums = _unit_sums(raw(site.parameter, tensor), site, group)
+        if sums.mean() > 0:
+            rows.append(sums / sums.mean())
+    return np.mean(rows, axis=0) if rows else np.ones(group.width)
+
+
+def _l1(evidence: Evidence, group: Group) -> np.ndarray:
+    """L1 norm of filters (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
+    return _over_weights(evidence, group, lambda _, t: t.abs())
+
+
+def _l2(evidence: Evidence, group: Group) -> np.ndarray:
+    """Squared L2 norm over coupled tensors (Fang et al., DepGraph, 2023, group norm)."""
+    return _over_weights(evidence, group, lambda _, t: t.double().square())
+
+
+def _bn_scale(evidence: Evidence, group: Group) -> np.ndarray:
+    """Batch-norm scales (Liu et al., Network Slimming, 2017); L2 where there is none."""
+    rows = [
+        _unit_sums(evidence.tensors[s.parameter].abs(), s, group)
+        for s in group.sites
+        if s.parameter in evidence.batch_norm_weights
+    ]
+    return np.mean(rows, axis=0) if rows else _l2(evidence, group)
+
+
+def _taylor(evidence: Evidence, group: Group) -> np.ndarray:
+    """Squared first-order change of the loss, (sum g w)^2 (Molchanov et al., 2019)."""
+    total = np.zeros(group.width)
+    for site in group.sites:
+        gradient = evidence.gradients.get(site.parameter)
+        if gradient is not None:
+            total += _unit_sums(gradient * evidence.tensors[site.parameter], site, group) ** 2
+    return total
+
+
+def _random(evidence: Evidence, group: Group) -> np.ndarray:
+    """Uniform random scores: the baseline that every criterion has to beat."""
+    return evidence.generator.uniform(0.5, 1.5, group.width)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l1": _l1,
+    "l2": _l2,
+    "bn_scale": _bn_scale,
+    "taylor": _taylor,
+    "random": _random,
+}
+
+
+def _batch_norm_weights(program: Program) -> frozenset[str]:
+    names = set()
+    for node in program.module.graph.nodes:
+        if node.op == "call_function" and "batch_norm" in str(node.target) and len(node.args) > 1:
+            weight = node.args[1]
+            if isinstance(weight, torch.fx.Node) and weight.op == "get_attr":
+                names.add(str(weight.target))
+    return frozenset(names)
+
+
+def _gradients(program: Program, batches: Iterable[Batch], loss: Loss) -> dict[str, Tensor]:
+    """Mean gradient of the loss for every parameter, in evaluation mode."""
+    module = program.module
+    module.zero_grad(set_to_none=True)
+    count = 0
+    for inputs, labels in batches:
+        loss(module(*inputs), labels).backward()
+        count += 1
+    found = {
+        name: p.grad.detach().clone() / count
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+    module.zero_grad(set_to_none=True)
+    if not found:
+        raise HwpruneError("no batch gave a gradient", hint="check the loader and the loss")
+    return found
