@@ -1,13 +1,15 @@
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwprune import measure as measure_module
 from hwprune.errors import TargetError
 from hwprune.lower.spec import Step, TensorSpec, Workload
-from hwprune.measure import measure, time_launches
+from hwprune.measure import ROUNDS, measure, time_rounds
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable
 from hwprune.target import load_target
@@ -36,7 +38,7 @@ def test_kernels_are_timed_once_and_reused(tmp_path: Path) -> None:
     with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
         first = measure(work, HOST, 1, table, progress=lambda *a: seen.append(a))
         assert (first.reused, first.measured, first.failed) == (0, 2, ())
-        assert seen == [(1, 2), (2, 2)]
+        assert seen == [(2, 2)]
         rows = [table.get(w, 1) for w in work]
     with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
         second = measure(work, HOST, 1, table)
@@ -69,15 +71,14 @@ def test_a_kernel_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) ->
         assert measure([NONSENSE], HOST, 1, table).reused == 1
 
 
-def test_interrupted_profile_keeps_finished_rows(tmp_path: Path) -> None:
-    calls = 0
-
+def test_interrupted_profile_keeps_finished_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+        if done == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(measure_module, "BATCH", 1)
     work = [kernel(16), kernel(32), kernel(48)]
     with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
         with pytest.raises(KeyboardInterrupt):
@@ -96,23 +97,52 @@ def test_a_target_that_cannot_run_here_is_refused(tmp_path: Path) -> None:
         measure([kernel(16)], alien, 1, table)
 
 
-def test_timing_goes_through_every_argument_list() -> None:
-    used: dict[str, int] = {}
+def test_every_launch_is_timed_in_every_round_right_after_its_preparation() -> None:
+    events: list[str] = []
 
-    def launch(name: str) -> None:
-        used[name] = used.get(name, 0) + 1
-        time.sleep(0.0002)
+    def launch(name: str, seconds: float) -> Callable[[int], None]:
+        def run(number: int) -> None:
+            events.append(f"{name}{number}")
+            time.sleep(seconds)
 
-    timing = time_launches(launch, [("a",), ("b",), ("c",)])
-    assert max(used.values()) - min(used.values()) <= 1
-    assert timing.p10_us <= timing.median_us <= timing.p90_us
-    assert timing.p10_us >= 200
-    assert timing.repeats >= 3
+        return run
+
+    def prepare() -> None:
+        events.append("ready")
+        time.sleep(0.001)
+
+    times = time_rounds([launch("a", 0.0002), launch("b", 0.002)], [prepare, prepare])
+    assert ROUNDS[0] <= len(times) <= ROUNDS[1]
+    assert events[:4] == ["ready", "a0", "ready", "b0"]
+    assert times[:, 0].min() >= 200
+    assert times[:, 1].min() >= 2000
+    assert np.median(times[:, 0]) < 1000  # without the preparation
 
 
-def test_copies_of_weights_fill_the_private_cache() -> None:
+def test_copies_of_weights_fill_the_near_caches() -> None:
     target = replace(HOST, l2_bytes=2**20)
-    assert measure_module._copies(0, target) == 1
-    assert measure_module._copies(2**21, target) == 2
-    assert measure_module._copies(2**18, target) == 8
-    assert measure_module._copies(4, target) == measure_module.MOST_COPIES
+    assert measure_module._copies(0, target) == measure_module.MOST_COPIES
+    assert measure_module._copies(2**24, target) == 1
+    assert measure_module._copies(2**21, target) == 4
+
+
+def test_measured_kernels_add_up_to_the_network(tmp_path: Path) -> None:
+    """Kernels in turn take what they take inside a network (loosely: the machine is shared)."""
+    import torch
+    from torch import nn
+
+    from hwprune.capture import capture, specialize
+    from hwprune.lower import lower
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU()]
+    program = capture(nn.Sequential(*layers).eval(), (torch.randn(1, 64, 28, 28),))
+    lowered = lower(specialize(program), HOST, 1)
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+        measure([call.workload for call in lowered.calls], HOST, 1, table)
+        alone = sum(table.latency_us(call.workload, 1) for call in lowered.calls)
+    x = torch.randn(1, 64, 28, 28).numpy()
+    network = float(np.median(lowered.latencies_us([x], 30)))
+    assert 0.4 < alone / network < 2.0
