@@ -213,7 +213,9 @@ def _unlift(exported: ExportedProgram) -> fx.GraphModule:
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and str(node.target).startswith("_guards_fn"):
+        guard = node.op == "call_module" and str(node.target).startswith("_guards_fn")
+        # These pin the dtype: the module could not be used after `.double()`.
+        if guard or node.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from hwprune.capture import capture
 from hwprune.coupling import Coupling
 from hwprune.plan import Plan
 from hwprune.program import (
@@ -61,7 +62,11 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     graph.lint()
     module.delete_all_unused_submodules()
     module.recompile()
-    _propagate(module)
+    try:
+        _propagate(module)
+    except RuntimeError:  # some operators' fakes refuse symbolic sizes outside an export
+        module.eval()
+        return capture(module, program.inputs, name=program.name)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)
 
 
