@@ -2,9 +2,10 @@
 
 Kernels are compiled in batches and timed in turn, round after round, as a network would run
 them: a kernel finds its input just written and its weights pushed out of the near caches by the
-others'. (Timed alone and warm, the kernels of EfficientNet-Lite0 add up to 20 to 30 % less than
-they take in the network; in turn, to 7 % less dense and to 1 % more pruned by half.) Every finished batch is committed at once, so a killed run loses no
-finished row and a second run goes on where it stopped.
+others'. (Timed alone and warm, the kernels of EfficientNet-Lite0 added up to 20 to 30 % less than
+they took in the network; in turn, to 7 % less, and to 1 % more once pruned by half.) A finished
+batch is committed at once: a killed run loses no finished row, and a second run goes on where it
+stopped.
 """
 
 from __future__ import annotations
