@@ -1,1 +1,58 @@
-"""hwprune."""
+"""hwprune: a trained model, a device and a budget in; the smaller compiled model that meets it out.
+
+Names are imported on first use, so that `import hwprune` stays cheap and `hwprune.load` never
+imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hwprune.errors import HwpruneError
+
+if TYPE_CHECKING:
+    from hwprune.deploy import Artifact, load
+    from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune  # noqa: A004
+    from hwprune.plan import Plan
+    from hwprune.target import Target, list_targets, load_target
+
+__version__ = "0.1.0"
+_HOMES = {
+    "Artifact": "deploy",
+    "load": "deploy",
+    "Plan": "plan",
+    "PruneResult": "pipeline",
+    "compile": "pipeline",
+    "compile_pruned": "pipeline",
+    "inspect": "pipeline",
+    "profile": "pipeline",
+    "prune": "pipeline",
+    "Target": "target",
+    "list_targets": "target",
+    "load_target": "target",
+}
+__all__ = [
+    "Artifact",
+    "HwpruneError",
+    "Plan",
+    "Target",
+    "compile",
+    "compile_pruned",
+    "inspect",
+    "list_targets",
+    "load",
+    "load_target",
+    "profile",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hwprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hwprune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

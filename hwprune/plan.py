@@ -42,9 +42,9 @@ class Plan:
             raise PlanError("not a JSON text", where=str(path)) from error
         return _parse(raw, str(path))
 
-    def save(self, path: str | Path) -> None:
-        """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
-        text = json.dumps(
+    def to_json(self) -> str:
+        """The text of `plan.json`."""
+        return json.dumps(
             {
                 "format": _FORMAT,
                 "fingerprint": self.fingerprint,
@@ -52,6 +52,10 @@ class Plan:
                 "kept": {name: list(units) for name, units in self.kept.items()},
             }
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
+        text = self.to_json()
         temporary = Path(f"{path}.{os.getpid()}.tmp")
         try:
             temporary.write_text(text + "\n", encoding="utf-8")

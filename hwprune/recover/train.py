@@ -42,6 +42,7 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     clip_norm: float = 5.0
     seed: int = 0
+    eval_mode: bool = False  # normalise by the running statistics (few or odd images), no dropout
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class _Run:
         number = len(self.losses)
         torch.manual_seed(self.config.seed + 7919 * number)
         batches = loader(number) if callable(loader) else loader
-        self.module.train()
+        self.module.train(not self.config.eval_mode)
         total, count = 0.0, 0
         for index, batch in zip(range(self.steps), batches, strict=False):
             lr = _lr(self.config, number * self.steps + index, self.steps * self.config.epochs)
@@ -196,7 +197,8 @@ class _Run:
         try:
             state = torch.load(path, weights_only=True)
             saved = state["config"]
-            if saved != asdict(self.config) | {"steps_per_epoch": self.steps}:
+            settings = asdict(self.config) | {"steps_per_epoch": self.steps}
+            if asdict(TrainConfig()) | saved != settings:  # absent ones were the defaults
                 raise HwpruneError(
                     f"the checkpoint was trained with other settings: {saved}",
                     where=str(path),

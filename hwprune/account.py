@@ -1,0 +1,224 @@
+"""The account of a run: the dict behind report.json, from what each stage found out.
+
+In: `Facts`. Out: plain data, documented in docs/report.md. Every latency says where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.allocate import allocate
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.capture import Program
+from hwprune.errors import BudgetError
+from hwprune.latency import Outcome, Prepared, Timing, network_costs
+from hwprune.price import Cost
+from hwprune.recover import fidelity
+from hwprune.verify import Certificate
+
+CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+FALLBACK = "fallback"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a report is made of."""
+
+    prepared: Prepared
+    scores: Mapping[str, np.ndarray]
+    budgets: Mapping[str, Budget]
+    outcome: Outcome
+    certificate: Certificate
+    recovered: Program
+    repair: Sequence[Mapping[str, Any]]
+    images: Tensor | None
+    seconds: Mapping[str, float]
+
+
+def account(facts: Facts) -> dict[str, Any]:
+    """The report of a pruning run, JSON data only."""
+    prepared, outcome = facts.prepared, facts.outcome
+    chosen = outcome.allocation
+    report: dict[str, Any] = {
+        "model": prepared.program.name,
+        "target": prepared.target.name,
+        "threads": prepared.threads,
+        "budget": {r: str(b) for r, b in facts.budgets.items()},
+        "dense": _sizes(prepared.program, prepared.dense(MACS)),
+        "pruned": _sizes(outcome.program, chosen.predicted[MACS]),
+        "search": {
+            "objective": chosen.objective,
+            "bound": chosen.bound,
+            "gap": chosen.gap,
+            "seconds": chosen.seconds,
+        },
+        "certificate": {
+            "max_rel_error": facts.certificate.max_rel_error,
+            "gradient_rel_error": facts.certificate.gradient_rel_error,
+            "reference": facts.certificate.reference,
+            "passed": facts.certificate.passed,
+        },
+        "seconds": {k: round(v, 2) for k, v in facts.seconds.items()},
+        "fidelity": _fidelity(facts),
+        "recovery": [dict(row) for row in facts.repair],
+        "groups": [
+            {"name": g.name, "before": g.width, "after": len(chosen.kept[g.name])}
+            for g in prepared.coupling.groups
+        ],
+        "frozen": [{"name": f.name, "reason": f.reason} for f in prepared.coupling.frozen],
+    }
+    if outcome.timing is not None:
+        report |= _latency(facts, outcome.timing)
+        _add_latency(report, outcome.timing, outcome)
+    _add_energy(report, prepared)
+    return report
+
+
+def _sizes(program: Program, macs: float) -> dict[str, Any]:
+    tensors = list(program.module.parameters())
+    return {
+        "params": sum(t.numel() for t in tensors),
+        "macs": int(macs),
+        "weight_bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+
+
+def _add_latency(report: dict[str, Any], timing: Timing, outcome: Outcome) -> None:
+    pair = timing.pair
+    report["dense"] |= {
+        "latency_us": pair.dense_us,
+        "measured_us": pair.dense_us,
+        "predicted_us": timing.dense_predicted_us,
+        "latency_source": "device",
+    }
+    report["pruned"] |= {
+        "latency_us": pair.pruned_us,
+        "measured_us": pair.pruned_us,
+        "predicted_us": timing.pruned_predicted_us,
+        "latency_source": "device",
+    }
+    report["ratio"] = pair.ratio
+    share = timing.pruned_predicted_us / timing.dense_predicted_us
+    report["prediction_error"] = share / pair.ratio - 1
+
+
+def _latency(facts: Facts, timing: Timing) -> dict[str, Any]:
+    sources = timing.sources
+    return {
+        "sources": {
+            "measured": sources.measured,
+            "interpolated": sources.interpolated,
+            "modelled": sources.modelled,
+            "newly_measured": timing.kernels.measured,
+            "reused": timing.kernels.reused,
+            "failed": [w.op for w in timing.kernels.failed],
+        },
+        "turns": timing.attempts,
+        "kernels": _kernels(timing),
+        "fallbacks": _fallbacks(timing),
+        "curve": _curve(facts, timing),
+    }
+
+
+def _kernels(timing: Timing) -> list[dict[str, Any]]:
+    """In-network time of every kernel, dense and pruned, by call name."""
+    dense, pruned = timing.profiles
+    rules = timing.dense.lowered.rules
+    return [
+        {
+            "name": name,
+            "rule": rules[name][0],
+            "reason": rules[name][1],
+            "dense_us": us,
+            "pruned_us": pruned.get(name, 0.0),
+            "source": "device",
+        }
+        for name, us in dense.items()
+    ]
+
+
+def _fallbacks(timing: Timing) -> list[dict[str, Any]]:
+    """Kernels that no schedule rule took, with their share of the pruned network's time."""
+    times = timing.profiles[1]
+    total = sum(times.values()) or 1.0
+    return [
+        {"kernel": name, "share": times.get(name, 0.0) / total}
+        for name, (rule, _) in timing.pruned.lowered.rules.items()
+        if FALLBACK in rule
+    ]
+
+
+def _curve(facts: Facts, timing: Timing) -> list[dict[str, float]]:
+    """Importance kept against predicted latency at other budgets."""
+    prepared = facts.prepared
+    costs: dict[str, Sequence[Cost]] = {
+        LATENCY: network_costs(timing.costs, timing.calibration),
+        MACS: prepared.macs,
+        PARAMS: prepared.params,
+    }
+    dense_us = sum(cost.at(prepared.full) for cost in costs[LATENCY])
+    whole = sum(float(s.sum()) for s in facts.scores.values())
+    points = [{"budget_us": dense_us, "predicted_us": dense_us, "importance_kept": 1.0}]
+    for share in CURVE:
+        try:
+            found = allocate(
+                facts.scores,
+                prepared.candidates,
+                costs,
+                {LATENCY: share * dense_us},
+                time_limit_s=2,
+                gap=0.01,
+            )
+        except BudgetError:
+            break
+        points.append(
+            {
+                "budget_us": share * dense_us,
+                "predicted_us": found.predicted[LATENCY],
+                "importance_kept": found.objective / whole,
+            }
+        )
+    return points
+
+
+def _fidelity(facts: Facts) -> dict[str, Any]:
+    """Agreement with the dense network on images that recovery has not seen."""
+    from hwprune.pipeline import HELD_OUT
+
+    if facts.images is not None and len(facts.images) >= HELD_OUT:
+        images, kind = facts.images[::HELD_OUT], "held-out calibration images"
+    elif facts.images is not None:
+        images, kind = facts.images, "calibration images"
+    elif len(facts.prepared.program.inputs) == 1:
+        images, kind = facts.prepared.program.inputs[0], "example inputs"
+    else:
+        return {"top1_agreement": None, "cosine": None, "images": 0, "on": "nothing"}
+    dense = _runner(facts.prepared.program)
+    after = fidelity(dense, _runner(facts.recovered), images)
+    before = fidelity(dense, _runner(facts.outcome.program), images)
+    return {**after, "before_recovery": before, "images": len(images), "on": kind}
+
+
+def _runner(program: Program) -> Callable[[Tensor], Any]:
+    if program.dynamic_batch:
+        return program.module
+    return lambda batch: torch.cat([program.module(x[None]) for x in batch])
+
+
+def _add_energy(report: dict[str, Any], prepared: Prepared) -> None:
+    energy = prepared.target.energy
+    if energy is None:
+        return
+    for side in ("dense", "pruned"):
+        sizes = report[side]
+        picojoule = sizes["macs"] * energy.pj_per_mac + sizes["weight_bytes"] * energy.pj_per_byte
+        sizes["energy_uj"] = picojoule * 1e-6
+    report["energy_source"] = f"model: {energy.source}"
+
+

@@ -1,0 +1,321 @@
+"""Meeting a latency budget: price, solve, compile, measure, and correct until the budget holds.
+
+In: a `Prepared` network and its budgets. Out: an `Outcome` with the smaller program and what it
+was predicted and measured to take. Kernels are timed alone (once, kept in the table), their sum is
+calibrated against the network, and a plan that misses the budget teaches the calibration.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from hwprune.allocate import Allocation, Problem, allocate, check_reachable
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.build import Build, build
+from hwprune.calibrate import (
+    Calibration,
+    context_corrections,
+    fit,
+    load_calibration,
+    save_calibration,
+)
+from hwprune.capture import Program, fingerprint, specialize
+from hwprune.couple import couple
+from hwprune.coupling import Coupling
+from hwprune.deploy import Artifact
+from hwprune.lower import fold_batch_norm, fuse
+from hwprune.measure import Measured, measure
+from hwprune.plan import Plan
+from hwprune.price import (
+    Cost,
+    Sources,
+    count_sources,
+    full_widths,
+    latency_costs,
+    macs_costs,
+    params_costs,
+    required,
+)
+from hwprune.progress import Progress
+from hwprune.provenance import provenance_of
+from hwprune.rewrite import rewrite
+from hwprune.table import LatencyTable
+from hwprune.target import Target
+from hwprune.workload import Site, sites, width_candidates
+
+ROUNDS = 15
+RUNS_A_ROUND = 5
+CORRECTIONS = 3
+OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network before a budget is applied: its groups, kernels, candidate widths and costs."""
+
+    program: Program
+    coupling: Coupling
+    target: Target
+    threads: int
+    sites: tuple[Site, ...]
+    candidates: Mapping[str, tuple[int, ...]]
+    macs: tuple[Cost, ...]
+    params: tuple[Cost, ...]
+
+    @property
+    def full(self) -> dict[str, int]:
+        """Every group at its full width."""
+        return full_widths(self.coupling.groups)
+
+    def dense(self, resource: str) -> float:
+        """What the dense network takes: MACs or parameters."""
+        costs = self.macs if resource == MACS else self.params
+        return sum(cost.at(self.full) for cost in costs)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Dense and pruned latency of one interleaved run, medians, and their ratio's spread, us."""
+
+    dense_us: float
+    pruned_us: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured and predicted on the way to a latency budget."""
+
+    pair: Pair
+    dense_predicted_us: float
+    pruned_predicted_us: float
+    costs: tuple[Cost, ...]
+    calibration: Calibration
+    kernels: Measured
+    dense: Build
+    pruned: Build
+    attempts: int
+    profiles: tuple[Mapping[str, float], Mapping[str, float]]
+
+    @property
+    def sources(self) -> Sources:
+        """How the kernel latencies were found."""
+        return count_sources(self.costs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The chosen plan, the smaller program, and the timing where latency was budgeted."""
+
+    allocation: Allocation
+    plan: Plan
+    program: Program
+    timing: Timing | None
+
+
+def prepare(program: Program, target: Target, threads: int) -> Prepared:
+    """Couple the channels, fuse the kernels and tabulate what does not need measuring."""
+    coupling = couple(program)
+    folded = fold_batch_norm(specialize(program))
+    found = sites(fuse(folded), coupling, folded)
+    candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
+    shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
+    return Prepared(
+        program,
+        coupling,
+        target,
+        threads,
+        found,
+        candidates,
+        macs_costs(found, candidates),
+        params_costs(coupling, shapes, candidates),
+    )
+
+
+def search(
+    prepared: Prepared,
+    scores: Mapping[str, object],
+    budgets: Mapping[str, Budget],
+    progress: Progress,
+) -> Outcome:
+    """Find and build the plan that keeps the most importance under the budgets.
+
+    Raises BudgetError (before any measurement, where MACs or parameters cannot be met).
+    """
+    fixed = {r: b.absolute(prepared.dense(r)) for r, b in budgets.items() if r != LATENCY}
+    costs = {MACS: prepared.macs, PARAMS: prepared.params}
+    check_reachable(Problem(scores, prepared.candidates, costs, fixed))  # type: ignore[arg-type]
+    if LATENCY in budgets:
+        return _Loop(prepared, scores, budgets[LATENCY], fixed, progress).run()  # type: ignore[arg-type]
+    with progress.stage("allocate"):
+        chosen = allocate(scores, prepared.candidates, costs, fixed)  # type: ignore[arg-type]
+    with progress.stage("rewrite"):
+        plan, program = _apply(prepared, chosen)
+    return Outcome(chosen, plan, program, None)
+
+
+def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair:
+    """Time two artifacts alternately; medians over all inferences."""
+    times: tuple[list[float], list[float]] = ([], [])
+    ratios = []
+    for _ in range(rounds):
+        pair = [a.latencies_us(RUNS_A_ROUND, warmup=1) for a in (dense, pruned)]
+        for kept, new in zip(times, pair, strict=True):
+            kept += new
+        ratios.append(statistics.median(pair[1]) / statistics.median(pair[0]))
+    dense_us, pruned_us = map(statistics.median, times)
+    return Pair(dense_us, pruned_us, statistics.median(ratios))
+
+
+def measure_kernels(
+    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
+) -> Measured:
+    """Fill the table with the kernels that pricing this network needs."""
+    needed = required(prepared.sites, prepared.candidates)
+    return measure(needed, prepared.target, prepared.threads, table, progress=advance)
+
+
+def open_table(target: Target) -> LatencyTable:
+    """The table of this machine, toolchain and schedule version."""
+    return LatencyTable.open(provenance_of(target))
+
+
+def _apply(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
+    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted))
+    return plan, rewrite(prepared.program, prepared.coupling, plan)
+
+
+class _Loop:
+    """Solve, build, measure, correct: a few turns until the measured latency fits the budget."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        scores: Mapping[str, object],
+        budget: Budget,
+        fixed: Mapping[str, float],
+        progress: Progress,
+    ) -> None:
+        self.prepared, self.scores, self.budget = prepared, scores, budget
+        self.fixed, self.progress = fixed, progress
+
+    def run(self) -> Outcome:
+        prepared, progress = self.prepared, self.progress
+        with open_table(prepared.target) as table:
+            with progress.stage("measure kernels") as advance:
+                kernels = measure_kernels(prepared, table, advance)
+            with progress.stage("compile dense"):
+                dense = build(prepared.program, prepared.target, prepared.threads)
+            profile = dense.lowered.profile(dense.artifact.example_inputs())
+            dense_us = statistics.median(dense.artifact.latencies_us(40, warmup=5))
+            calibration, costs = self._calibrate(table, profile, dense_us)
+            outcome = self._turns(costs, calibration, dense, dense_us, kernels, profile)
+            timing = outcome.timing
+            assert timing is not None
+            save_calibration(
+                table, fingerprint(prepared.program), prepared.threads, timing.calibration
+            )
+        return outcome
+
+    def _calibrate(
+        self, table: LatencyTable, profile: Mapping[str, float], dense_us: float
+    ) -> tuple[Calibration, tuple[Cost, ...]]:
+        prepared = self.prepared
+        known = load_calibration(table, fingerprint(prepared.program), prepared.threads)
+        arguments = (prepared.sites, prepared.candidates, table, prepared.threads)
+        corrections = (
+            known.corrections
+            if known
+            else context_corrections(latency_costs(*arguments), prepared.full, profile)
+        )
+        costs = latency_costs(*arguments, corrections)
+        total = sum(cost.at(prepared.full) for cost in costs)
+        if known is not None:
+            return known, costs
+        return fit([(total, dense_us)], corrections), costs
+
+    def _turns(
+        self,
+        costs: tuple[Cost, ...],
+        calibration: Calibration,
+        dense: Build,
+        dense_us: float,
+        kernels: Measured,
+        profile: Mapping[str, float],
+    ) -> Outcome:
+        prepared = self.prepared
+        goal_us = self.budget.absolute(dense_us)
+        total_dense = sum(cost.at(prepared.full) for cost in costs)
+        runs = [(total_dense, dense_us)]
+        best: Outcome | None = None
+        for turn in range(1, CORRECTIONS + 1):
+            with self.progress.stage(f"search, turn {turn}"):
+                chosen = self._solve(costs, calibration, goal_us)
+                plan, program = _apply(prepared, chosen)
+            with self.progress.stage(f"compile, turn {turn}"):
+                pruned = build(program, prepared.target, prepared.threads)
+                pair = interleaved(dense.artifact, pruned.artifact)
+            total = sum(cost.at(chosen.widths()) for cost in costs)
+            predicted = calibration.network_us(total)
+            runs.append((total, pair.ratio * dense_us))
+            share = pair.ratio * dense_us / goal_us
+            calibration_next = fit(runs, calibration.corrections)
+            timing = Timing(
+                pair,
+                calibration.network_us(total_dense),
+                predicted,
+                costs,
+                calibration_next,
+                kernels,
+                dense,
+                pruned,
+                turn,
+                (profile, pruned.lowered.profile(pruned.artifact.example_inputs())),
+            )
+            outcome = Outcome(chosen, plan, program, timing)
+            best = _better(best, outcome, goal_us / dense_us)
+            if UNDER <= share <= OVER:
+                break
+            calibration = replace(
+                calibration_next,
+                overhead_us=0.0 if calibration_next.factor <= 0 else calibration_next.overhead_us,
+            )
+        assert best is not None
+        return best
+
+    def _solve(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> Allocation:
+        """Allocate in the network's own microseconds: kernels scaled, overhead as a constant."""
+        prepared = self.prepared
+        network = {
+            LATENCY: network_costs(costs, calibration),
+            MACS: prepared.macs,
+            PARAMS: prepared.params,
+        }
+        budgets = {LATENCY: goal_us, **self.fixed}
+        return allocate(self.scores, prepared.candidates, network, budgets)  # type: ignore[arg-type]
+
+
+def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:
+    """Kernel costs scaled to the network, and its overhead: they sum to network microseconds."""
+    import numpy as np
+
+    scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
+    overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
+    return (*scaled, overhead)
+
+
+def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:
+    """Within the budget the one that keeps more; otherwise the one that is nearer to it."""
+    if best is None or best.timing is None or new.timing is None:
+        return new
+    ratios = [o.timing.pair.ratio / share for o in (best, new) if o.timing]
+    within = [r <= OVER for r in ratios]
+    if all(within):
+        return max(best, new, key=lambda o: o.allocation.objective)
+    if any(within):
+        return best if within[0] else new
+    return best if ratios[0] <= ratios[1] else new

@@ -1,0 +1,167 @@
+"""`lower`: a `Program` and a `Target` -> `Lowered`, a compiled network that runs and is timed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwprune.capture import Program
+from hwprune.errors import LoweringError
+from hwprune.lower.fold import fold_batch_norm
+from hwprune.lower.fuse import fuse_graph
+from hwprune.lower.kernels import kernel_for, tvm_target
+from hwprune.lower.relax import compile_module, function_names, relax_module
+from hwprune.lower.spec import Call, Kernel, Workload
+from hwprune.target import Target
+from hwprune.tvm_runtime import load_tvm, set_threads
+
+
+class Lowered:
+    """A compiled network.
+
+    `calls` are its kernel launches in order, `rules` says for each (by call name) which schedule
+    rule took it and why. `executable` is TVM's; its function `main` takes and returns tensors.
+    """
+
+    def __init__(
+        self,
+        executable: Any,
+        calls: tuple[Call, ...],
+        kernels: Mapping[Workload, Kernel],
+        threads: int,
+    ) -> None:
+        self.executable, self.calls, self.threads = executable, calls, threads
+        self.rules: dict[str, tuple[str, str]] = {
+            c.name: (kernels[c.workload].rule, kernels[c.workload].reason) for c in calls
+        }
+        self._symbols = function_names([call.workload for call in calls])
+        self._machine: Any = None
+
+    def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """Run the network; one array per output, in the graph's order."""
+        tensors = self._tensors(inputs)
+        set_threads(self.threads)
+        result = self._vm()["main"](*tensors)
+        results = list(result) if _is_tuple(result) else [result]
+        return [np.asarray(tensor.numpy()) for tensor in results]
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write a shared library that `tvm.runtime.load_module` loads for the Relax VM."""
+        file = Path(path)
+        try:
+            self.executable.export_library(str(file))
+        except Exception as error:
+            raise LoweringError(f"cannot link {file.name}: {error}", where=str(file)) from error
+        return file
+
+    def latencies_us(
+        self, inputs: Sequence[np.ndarray], repeats: int = 20, *, warmup: int = 3
+    ) -> list[float]:
+        """Microseconds of `repeats` whole inferences."""
+        tensors = self._tensors(inputs)
+        set_threads(self.threads)
+        main = self._vm()["main"]
+        for _ in range(warmup):
+            main(*tensors)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter_ns()
+            main(*tensors)
+            times.append((time.perf_counter_ns() - start) / 1000)
+        return times
+
+    def profile(self, inputs: Sequence[np.ndarray], repeats: int = 20) -> dict[str, float]:
+        """Median microseconds of every call in its place in the network, by call name."""
+        tvm = load_tvm()
+        machine = tvm.relax.VirtualMachine(self.executable, tvm.cpu())
+        tensors = self._tensors(inputs)
+        set_threads(self.threads)
+        recorder = _Recorder(frozenset(self._symbols.values()))
+        machine.set_instrument(recorder.instrument)
+        rows = []
+        for _ in range(repeats + 2):
+            recorder.times.clear()
+            machine["main"](*tensors)
+            if [name for name, _ in recorder.times] != [
+                self._symbols[c.workload] for c in self.calls
+            ]:
+                raise LoweringError("the compiled network does not launch its kernels in order")
+            rows.append([us for _, us in recorder.times])
+        median = np.median(np.asarray(rows[2:]), axis=0)
+        return {c.name: float(us) for c, us in zip(self.calls, median, strict=True)}
+
+    def _vm(self) -> Any:
+        if self._machine is None:
+            tvm = load_tvm()
+            self._machine = tvm.relax.VirtualMachine(self.executable, tvm.cpu())
+        return self._machine
+
+    def _tensors(self, inputs: Sequence[np.ndarray]) -> list[Any]:
+        tvm = load_tvm()
+        return [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs]
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Microseconds that reading the clock in the two instrument calls adds to a kernel."""
+
+    overhead_us: float = 0.0
+
+
+class _Recorder:
+    """Times kernel launches through the VM's instrument hook."""
+
+    def __init__(self, symbols: frozenset[str]) -> None:
+        self.symbols = symbols
+        self.times: list[tuple[str, float]] = []
+        self.start = 0
+
+    def instrument(self, _function: Any, symbol: str, before: bool, *_rest: Any) -> int:
+        """Called by the VM before and after every call."""
+        now = time.perf_counter_ns()
+        if symbol in self.symbols:
+            if not before:
+                self.times.append((symbol, (now - self.start) / 1000))
+            else:
+                self.start = time.perf_counter_ns()
+        return 0
+
+
+def _is_tuple(result: Any) -> bool:
+    return not hasattr(result, "numpy")
+
+
+def lower(program: Program, target: Target, threads: int) -> Lowered:
+    """Compile a program (static shapes, see `specialize`) for a target.
+
+    Raises LoweringError naming the operator and the user's source line of what has no kernel.
+    """
+    folded = fold_batch_norm(program)
+    fused = fuse_graph(folded)
+    kernels: dict[Workload, Kernel] = {}
+    for call in fused.calls:
+        if call.workload not in kernels:
+            kernels[call.workload] = _kernel(call, folded, target, threads)
+    module = relax_module(fused, folded.module, kernels, target.lanes)
+    try:
+        executable = compile_module(module, tvm_target(target))
+    except Exception as error:
+        raise LoweringError(f"TVM cannot compile the network: {error}") from error
+    return Lowered(executable, fused.calls, kernels, threads)
+
+
+def _kernel(call: Call, program: Program, target: Target, threads: int) -> Kernel:
+    from hwprune.lower.functional import place
+
+    try:
+        return kernel_for(call.workload, target, threads)
+    except LoweringError as error:
+        name = call.output.partition("@")[0]
+        where = [place(n) for n in program.module.graph.nodes if n.name == name]
+        raise LoweringError(error.what, where=where[0] if where else name) from error

@@ -1,0 +1,138 @@
+"""Join kernels to one executable: `Fused` calls + kernels -> a Relax module for TVM's VM.
+
+The main function is a straight list of kernel launches. Weights are packed here, once, and
+stored as constants; identical workloads share one function; Relax plans the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from hwprune.lower.functional import get_tensor
+from hwprune.lower.fuse import Fused
+from hwprune.lower.reference import pack as pack_layout
+from hwprune.lower.spec import PACKED, Call, Kernel, TensorSpec, Workload
+from hwprune.tvm_runtime import load_tvm
+
+
+def relax_module(
+    fused: Fused, module: fx.GraphModule, kernels: Mapping[Workload, Kernel], lanes: int
+) -> Any:
+    """An IRModule with `main(inputs) -> tensor or tuple of tensors` and one PrimFunc a workload."""
+    return _Writer(fused, module, kernels, lanes).write()
+
+
+def function_names(workloads: Sequence[Workload]) -> dict[Workload, str]:
+    """A readable, unique function name for every distinct workload, in order."""
+    names: dict[Workload, str] = {}
+    for workload in workloads:
+        if workload not in names:
+            names[workload] = f"k{len(names)}_{workload.op}"
+    return names
+
+
+class _Writer:
+    def __init__(
+        self,
+        fused: Fused,
+        module: fx.GraphModule,
+        kernels: Mapping[Workload, Kernel],
+        lanes: int,
+    ) -> None:
+        self.fused, self.module, self.kernels, self.lanes = fused, module, kernels, lanes
+        self.relax = load_tvm().relax
+        self.values: dict[str, Any] = {}
+        self.constants: dict[Any, Any] = {}
+        self.inputs = {n.name: n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"}
+
+    def write(self) -> Any:
+        """Emit the whole module."""
+        relax, bb = self.relax, self.relax.BlockBuilder()
+        names = function_names([call.workload for call in self.fused.calls])
+        functions = {
+            w: bb.add_func(self.kernels[w].func.with_attr("global_symbol", name), name)
+            for w, name in names.items()
+        }
+        params = [self._input(name) for name in self.fused.inputs]
+        with bb.function("main", params):
+            with bb.dataflow():
+                for call in self.fused.calls:
+                    self.values[call.output] = bb.emit(self._launch(bb, call, functions))
+                results = [self._read(bb, name) for name in self.fused.outputs]
+                result = results[0] if len(results) == 1 else relax.Tuple(results)
+                result = bb.emit_output(result)
+            bb.emit_func_output(result)
+        return bb.get()
+
+    def _input(self, name: str) -> Any:
+        val = self.inputs[name]
+        dtype = str(val.dtype).removeprefix("torch.")
+        var = self.relax.Var(name, self._type(tuple(val.shape), dtype))
+        self.values[name] = var
+        return var
+
+    def _type(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self.relax.TensorType(shape, dtype)
+
+    def _launch(self, bb: Any, call: Call, functions: Mapping[Workload, Any]) -> Any:
+        workload = call.workload
+        args = [self._read(bb, name) for name in call.args]
+        args += self._weights(call)
+        output = self._type(workload.output.physical(self.lanes), workload.output.dtype)
+        return self.relax.call_tir(functions[workload], args, output)
+
+    def _read(self, bb: Any, name: str) -> Any:
+        """The variable of a value; other shapes of a value are reshaped once."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.fused.constants:
+            self.values[name] = self._constant_value(name)
+        else:
+            base = self._read(bb, self.fused.aliases[name])
+            shape = self.relax.ShapeExpr(self.fused.shapes[name])
+            self.values[name] = bb.emit(self.relax.op.reshape(base, shape))
+        return self.values[name]
+
+    def _constant_value(self, name: str) -> Any:
+        tensor = get_tensor(self.module, self.fused.constants[name]).detach()
+        if name.endswith(f"@{PACKED}"):
+            spec = TensorSpec(tuple(tensor.shape), "float32", PACKED)
+            tensor = pack_layout(tensor, spec, self.lanes)
+        return self.relax.const(np.ascontiguousarray(tensor.numpy()))
+
+    def _weights(self, call: Call) -> list[Any]:
+        """The packed parameters of a call as constants, shared between calls that read the same."""
+        key = (call.params, call.workload)
+        if key not in self.constants:
+            arrays = tuple(
+                get_tensor(self.module, name).detach().reshape(spec.shape).numpy()
+                for name, spec in zip(call.params, call.workload.params, strict=True)
+            )
+            packed = self.kernels[call.workload].pack(arrays)
+            self.constants[key] = [self.relax.const(np.ascontiguousarray(a)) for a in packed]
+        return self.constants[key]
+
+
+def compile_module(module: Any, target: Any) -> Any:
+    """Plan memory and compile a module of scheduled kernels to a VM executable."""
+    tvm = load_tvm()
+    transform = tvm.relax.transform
+    passes = [
+        transform.LegalizeOps(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+    with target, tvm.transform.PassContext(opt_level=3):
+        return tvm.relax.build(module, target, relax_pipeline=tvm.transform.Sequential(passes))
