@@ -16,13 +16,14 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import envelope
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,6 +34,7 @@ from examples import fashion_mnist
 from examples.fashion_mnist import Batches, Split
 from hwprune.capture import capture
 from hwprune.recover import Step, TrainConfig, TrainResult, finetune, reconstruct
+from hwprune.target import load_target
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "fashion_mnist"
 console = Console()
@@ -216,11 +218,18 @@ def prune_once(
         example = (data.images[:1],)
         with console.status(f"{setting.name}: prune to 50 % of the host's latency"):
             result = hwprune.prune(
-                dense, example, target="host", latency="50%", threads=threads, seed=seed
+                dense,
+                example,
+                target="host",
+                latency="50%",
+                threads=threads,
+                seed=seed,
+                recover="none",
             )
             images = data.images[:1024].split(128)
-            programs = (capture(dense, example), capture(result.module, example))
-            corrected = reconstruct(*programs, result.kept, images, seed=seed).program
+            corrected = reconstruct(
+                result.dense, result.program, result.kept, images, seed=seed
+            ).program
         report = result.report
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         for module, path in ((result.module, file), (corrected.module, fixed)):
@@ -236,6 +245,14 @@ def save_module(module: nn.Module, images: torch.Tensor, path: Path) -> None:
     exported = torch.export.export(module.eval(), (images,), dynamic_shapes=({0: batch},))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(exported, path)
+
+
+def envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows with the machine, the versions and the date, as every benchmark writes them."""
+    versions = {name: version(name) for name in ("torch", "apache-tvm", "numpy")}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = load_target("host").description
+    return {"machine": machine, "versions": versions, "date": date, "rows": rows}
 
 
 def show(rows: list[Row]) -> None:
