@@ -13,7 +13,7 @@ from hwprune.errors import HwpruneError
 
 if TYPE_CHECKING:
     from hwprune.deploy import Artifact, load
-    from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune  # noqa: A004
+    from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
     from hwprune.plan import Plan
     from hwprune.target import Target, list_targets, load_target
 

@@ -220,5 +220,3 @@ def _add_energy(report: dict[str, Any], prepared: Prepared) -> None:
         picojoule = sizes["macs"] * energy.pj_per_mac + sizes["weight_bytes"] * energy.pj_per_byte
         sizes["energy_uj"] = picojoule * 1e-6
     report["energy_source"] = f"model: {energy.source}"
-
-

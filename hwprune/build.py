@@ -79,9 +79,7 @@ def _manifest(
         target=target.name,
         isa=target.isa,
         threads=threads,
-        inputs=tuple(
-            _info(n, t) for n, t in zip(placeholders, program.inputs, strict=True)
-        ),
+        inputs=tuple(_info(n, t) for n, t in zip(placeholders, program.inputs, strict=True)),
         outputs=tuple(_info(f"output_{i}", t) for i, t in enumerate(outputs)),
         toolchain=toolchain(),
     )

@@ -28,7 +28,15 @@ from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
 from hwprune.errors import BudgetError, HwpruneError
-from hwprune.latency import Outcome, Prepared, interleaved, measure_kernels, open_table, prepare, search
+from hwprune.latency import (
+    Outcome,
+    Prepared,
+    interleaved,
+    measure_kernels,
+    open_table,
+    prepare,
+    search,
+)
 from hwprune.plan import Plan
 from hwprune.progress import Advance, Progress, Silent
 from hwprune.recover import fidelity, reconstruct
@@ -164,7 +172,7 @@ def prune(
     )
 
 
-def compile(  # noqa: A001 - the name users know
+def compile(
     model: Model,
     inputs: Sequence[Tensor] | None = None,
     *,
@@ -238,7 +246,9 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
     return exported
 
 
-def inspect(model: Model, inputs: Sequence[Tensor] | None = None, *, name: str = "") -> dict[str, Any]:
+def inspect(
+    model: Model, inputs: Sequence[Tensor] | None = None, *, name: str = ""
+) -> dict[str, Any]:
     """Groups with their members, and what is frozen and why."""
     program = _capture(model, inputs, name)
     coupling = couple(program)
@@ -355,9 +365,7 @@ def _recover(
         repaired = reconstruct(
             prepared.program, outcome.program, kept, fitted, seed=seed, progress=advance
         )
-    rows = [
-        {"layer": e.name, "before": e.before, "after": e.after} for e in repaired.layers
-    ]
+    rows = [{"layer": e.name, "before": e.before, "after": e.after} for e in repaired.layers]
     return repaired.program, rows
 
 

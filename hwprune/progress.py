@@ -29,9 +29,14 @@ class Silent:
 def rich_progress() -> Iterator[Progress]:
     """A Rich progress display on standard error, one line a stage."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
-    from rich.progress import TimeElapsedColumn
 
     columns = (
         SpinnerColumn(finished_text="✓"),

@@ -66,8 +66,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.get("sources"):
         s = report["sources"]
         lines.append(
-            ("kernel latencies", f"{s['measured']} measured, {s['interpolated']} interpolated, "
-             f"{s['modelled']} modelled; {s['newly_measured']} new, {s['reused']} reused")
+            (
+                "kernel latencies",
+                f"{s['measured']} measured, {s['interpolated']} interpolated, "
+                f"{s['modelled']} modelled; {s['newly_measured']} new, {s['reused']} reused",
+            )
         )
     seen = report.get("fidelity") or {}
     if seen.get("top1_agreement") is not None:
@@ -166,10 +169,14 @@ def _figure(plot: Callable[[Any, Report], None], report: Report, title: str) -> 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<figure><img alt='{html.escape(title)}' src='data:image/svg+xml;base64,{data}'></figure>"
+    return (
+        f"<figure><img alt='{html.escape(title)}' src='data:image/svg+xml;base64,{data}'></figure>"
+    )
 
 
-def _bars(figure: Any, names: list[str], before: list[float], after: list[float], unit: str) -> None:
+def _bars(
+    figure: Any, names: list[str], before: list[float], after: list[float], unit: str
+) -> None:
     figure.set_size_inches(8, max(2.5, 0.22 * len(names) + 1))
     axes = figure.subplots()
     places = range(len(names))
@@ -214,7 +221,9 @@ def _plot_curve(figure: Any, report: Report) -> None:
         color=PRUNED,
     )
     if "latency_us" in report["pruned"]:
-        axes.axvline(report["pruned"]["latency_us"] / 1000, color=DENSE, ls="--", label="this model")
+        axes.axvline(
+            report["pruned"]["latency_us"] / 1000, color=DENSE, ls="--", label="this model"
+        )
         axes.legend()
     axes.set_xlabel("latency, predicted (ms)")
     axes.set_ylabel("importance kept (%)")

@@ -1,0 +1,112 @@
+"""Models by reference: "package.module:callable" or a `.pt2` path -> what `capture` takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwprune.errors import ModelError
+
+
+def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The module that a callable returns, or the path of a `.pt2` file.
+
+    Raises ModelError naming what cannot be found or called.
+    """
+    if reference.endswith(".pt2") or Path(reference).is_file():
+        if not Path(reference).is_file():
+            raise ModelError("no such file", where=reference)
+        return Path(reference)
+    module_name, colon, attribute = reference.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ModelError(
+            "not a model", where=reference, hint="package.module:callable or a .pt2 file"
+        )
+    found: Any = _import(module_name, reference)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [n for n, v in vars(found).items() if callable(v) and n[0] != "_"][:8]
+            raise ModelError(
+                f"{module_name} has no {attribute!r}", where=reference, hint=", ".join(known)
+            )
+        found = getattr(found, part)
+    return _call(found, reference, arguments or {})
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """["width=0.5", "name=x"] -> {"width": 0.5, "name": "x"}. Raises ModelError."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ModelError(f"{pair!r} is not key=value", where="--arg")
+        found[key] = _literal(value)
+    return found
+
+
+def example_inputs(shapes: Sequence[str], model: Any) -> Any:
+    """Random inputs of the given "1,3,224,224" shapes; None where a `.pt2` brings its own.
+
+    Without shapes a module gets one image of (1, 3, 224, 224). Raises ModelError.
+    """
+    import torch
+
+    if not shapes:
+        if isinstance(model, Path):
+            return None
+        shapes = ["1,3,224,224"]
+    sizes = []
+    for shape in shapes:
+        try:
+            size = tuple(int(s) for s in shape.split(","))
+        except ValueError:
+            size = ()
+        if not size or min(size) < 1:
+            raise ModelError(f"{shape!r} is not a shape", where="--input", hint="like 1,3,224,224")
+        sizes.append(size)
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(size, generator=generator) for size in sizes)
+
+
+def _import(name: str, reference: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"no module {error.name!r}", where=reference, hint="run from the folder that has it"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"importing {name} failed: {error!r}", where=reference) from error
+
+
+def _call(found: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
+    from torch import nn
+
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise ModelError("is not callable", where=reference)
+    try:
+        inspect.signature(found).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(f"{error}", where=reference, hint="pass --arg key=value") from error
+    model = found(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"returned a {type(model).__name__}, not an nn.Module", where=reference)
+    return model
+
+
+def _literal(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
