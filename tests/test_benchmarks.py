@@ -1,0 +1,136 @@
+"""The benchmarks' harness: fair, bounded in time, and honest about what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common
+from benchmarks.child import call, cores_for
+from benchmarks.workers import System, Timing, Worker, time_interleaved
+
+HERE = "tests.test_benchmarks"
+
+
+def sleeper(milliseconds: float):
+    return lambda: time.sleep(milliseconds / 1000)
+
+
+def broken():
+    raise ImportError("no module named 'absent_runtime'")
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_later():
+    calls = iter(range(6))
+
+    def run() -> None:
+        if next(calls) == 5:
+            raise ValueError("lost its way")
+
+    return run
+
+
+def stages(last: float) -> Iterator[tuple[str, int]]:
+    yield "first", 1
+    print("about to sleep")
+    time.sleep(last)
+    yield "second", 2
+
+
+def pinned_and_threads() -> tuple[list[int], str]:
+    return sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.fixture(scope="module")
+def timings() -> dict[str, Timing]:
+    systems = [
+        System("short", f"{HERE}:sleeper", {"milliseconds": 2}),
+        System("long", f"{HERE}:sleeper", {"milliseconds": 8}),
+        System("absent", f"{HERE}:broken"),
+        System("killed", f"{HERE}:dies"),
+        System("tired", f"{HERE}:fails_later"),
+    ]
+    return time_interleaved(systems, threads=1, rounds=3, slice_s=0.02)
+
+
+def test_every_system_is_timed_in_every_round(timings):
+    assert list(timings) == ["short", "long", "absent", "killed", "tired"]
+    for name in ("short", "long"):
+        assert timings[name].reason is None
+        assert len(timings[name].rounds_us) == 3
+        assert all(len(samples) >= 3 for samples in timings[name].rounds_us)
+    short, long = (common.quantiles(timings[n].samples_us) for n in ("short", "long"))
+    assert 2_000 <= short["p10_us"] <= short["median_us"] <= short["p90_us"]
+    assert short["median_us"] < long["median_us"]
+
+
+def test_failures_keep_their_reason(timings):
+    assert timings["absent"].reason == "ImportError: no module named 'absent_runtime'"
+    assert "-9" in (timings["killed"].reason or "")
+    assert timings["tired"].reason == "ValueError: lost its way"
+    assert timings["tired"].rounds_us == ()
+
+
+def test_an_idle_worker_is_stopped_and_leaves_with_the_harness():
+    with Worker(System("s", f"{HERE}:sleeper", {"milliseconds": 1}), 1, 60.0) as worker:
+        pid = worker._process.pid
+        for _ in range(100):
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state == "T":
+                break
+            time.sleep(0.01)
+        assert state == "T"
+        worker.round(0.01)
+        assert worker.timing().samples_us
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_child_keeps_what_it_gave_before_the_time_out():
+    arguments = {"last": 60.0}
+    outcome = call(f"{HERE}:stages", arguments, threads=1, timeout_s=8.0)
+    assert outcome.timed_out
+    assert outcome.reason == "not finished in 8 s"
+    assert outcome.values == (("first", 1),)
+    assert outcome.peak_rss_mib is not None
+    assert outcome.peak_rss_mib > 1
+
+
+def test_a_child_is_pinned_and_its_threads_limited():
+    outcome = call(f"{HERE}:pinned_and_threads", {}, threads=1, timeout_s=60.0)
+    assert outcome.reason is None
+    assert outcome.value == (cores_for(1), "1")
+
+
+def test_a_failing_child_says_why():
+    outcome = call(f"{HERE}:broken", {}, threads=1, timeout_s=60.0)
+    assert outcome.reason == "ImportError: no module named 'absent_runtime'"
+    assert not outcome.timed_out
+
+
+def test_envelope(tmp_path):
+    out = tmp_path / "new" / "rows.json"
+    common.finish(out, [{"model": "m", "median_us": 1.5}], ["no-such-package-at-all"])
+    document = json.loads(out.read_text())
+    assert list(document) == ["machine", "versions", "date", "rows"]
+    assert document["rows"] == [{"model": "m", "median_us": 1.5}]
+    assert document["machine"]["cores"] >= 1
+    assert document["versions"]["torch"].startswith("2.")
+    assert document["versions"]["no-such-package-at-all"] is None
+    assert os.uname().nodename not in json.dumps(document["machine"])
+    assert [p.name for p in out.parent.iterdir()] == ["rows.json"]
+
+
+def test_envelope_refuses_what_json_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        common.finish(tmp_path / "x.json", [{"median_us": float("nan")}])
+    assert list(tmp_path.iterdir()) == []
