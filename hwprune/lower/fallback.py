@@ -1,4 +1,4 @@
-"""Kernels that no schedule rule takes: imported by Relax, fused into one function, plainly scheduled.
+"""Kernels that no schedule rule takes: imported by Relax, fused into one, plainly scheduled.
 
 In: a `Workload` alone (so the same workload gives the same code in a network and under
 measurement). Out: a `Kernel` with rule "fallback". Correct for whatever TVM's importer knows;
@@ -76,7 +76,7 @@ def _example(spec: TensorSpec, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _single_function(module: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
-    """All `call_tir`s of `main` as one PrimFunc, and the constants it takes after the parameters."""
+    """All `call_tir`s of `main` as one PrimFunc, and the constants it takes after parameters."""
     tvm = load_tvm()
     relax = tvm.relax
     main = module["main"]

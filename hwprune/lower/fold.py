@@ -8,7 +8,6 @@ moves into its weights. Arithmetic on weights is in float64.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -295,8 +294,3 @@ def _free_name(module: fx.GraphModule, old: fx.Node | None, name: str, node: fx.
     if old is not None:
         return name if readers == [node] else f"{name}@{node.name}"
     return name if not readers and not has_tensor(module, name) else f"{name}@{node.name}"
-
-
-def is_getitem(node: fx.Node) -> bool:
-    """Whether a node takes one element of a tuple."""
-    return node.op == "call_function" and node.target is operator.getitem

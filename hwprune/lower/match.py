@@ -45,6 +45,25 @@ def is_alias(node: fx.Node) -> bool:
     return packet(node) in _ALIASES
 
 
+def find_shuffle(node: fx.Node) -> Root | None:
+    """A channel shuffle, found at its last reshape: channel i * groups + g comes from g * n + i."""
+    swap = node.args[0] if is_alias(node) else None
+    if not isinstance(swap, fx.Node) or packet(swap) != "aten.transpose" or len(swap.users) != 1:
+        return None
+    split, axes = swap.args[0], {int(a) % 5 for a in swap.args[1:3]}  # type: ignore[arg-type]
+    if not isinstance(split, fx.Node) or not is_alias(split) or axes != {1, 2}:
+        return None
+    source = split.args[0]
+    if not is_float(source) or not is_float(node):
+        return None
+    image, parts = shape(source), shape(split)  # type: ignore[arg-type]
+    if len(image) != 4 or len(parts) != 5 or shape(node) != image:
+        return None
+    if (parts[0], parts[3], parts[4]) != (image[0], image[2], image[3]):
+        return None
+    return Root("shuffle", (source,), {"groups": parts[1]}, nodes=(split, swap))  # type: ignore[arg-type]
+
+
 def is_split(node: fx.Node) -> bool:
     """Whether a node divides a tensor into slices along an axis."""
     return packet(node) in _SPLITS
@@ -127,7 +146,7 @@ def _zero_pad(node: fx.Node) -> Pads | None:
         return None
     if len(shape(node)) != 4:
         return None
-    left, right, top, bottom = (widths + [0, 0, 0, 0])[:4]
+    left, right, top, bottom = [*widths, 0, 0, 0, 0][:4]
     return (top, left, bottom, right)
 
 
@@ -249,8 +268,7 @@ def _getitem(node: fx.Node) -> Root | None:
     if not isinstance(parts, fx.Node) or not is_split(parts):
         return None
     x = parts.args[0]
-    name = "dim" if packet(parts) != "aten.tensor_split" else "dim"
-    axis = int(argument(parts, 2, name, 0)) % len(shape(x))  # type: ignore[arg-type]
+    axis = int(argument(parts, 2, "dim", 0)) % len(shape(x))  # type: ignore[arg-type]
     sizes = [int(t.shape[axis]) for t in parts.meta["val"]]
     index = int(node.args[1]) % len(sizes)  # type: ignore[arg-type]
     start = sum(sizes[:index])

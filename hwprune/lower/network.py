@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +104,6 @@ class Lowered:
     def _tensors(self, inputs: Sequence[np.ndarray]) -> list[Any]:
         tvm = load_tvm()
         return [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs]
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """Microseconds that reading the clock in the two instrument calls adds to a kernel."""
-
-    overhead_us: float = 0.0
 
 
 class _Recorder:

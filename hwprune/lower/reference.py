@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from hwprune.errors import LoweringError
-from hwprune.lower.spec import PACKED, PLAIN, Step, TensorSpec, Workload
+from hwprune.lower.spec import PLAIN, Step, TensorSpec, Workload
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -30,7 +30,7 @@ _UNARY: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "elu": lambda x, alpha: F.elu(x, alpha),
 }
-_BINARY = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
+_BINARY: dict[str, Callable[..., Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
 
 
 class ReferenceModule(nn.Module):
@@ -149,6 +149,10 @@ def _slice(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor
     return torch.ops.aten.slice.Tensor(next(inputs), workload.attr("axis"), start, stop, step)
 
 
+def _shuffle(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
+    return F.channel_shuffle(next(inputs), workload.attr("groups"))
+
+
 def _first(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
     return next(inputs)
 
@@ -218,8 +222,7 @@ _MAIN: dict[str, Callable[[Workload, Iterator[Tensor], Iterator[Tensor]], Tensor
     "elementwise": _first,
     "concat": _concat,
     "slice": _slice,
+    "shuffle": _shuffle,
     "layout": _first,
     "aten": _aten,
 }
-
-assert PACKED != PLAIN

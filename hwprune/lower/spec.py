@@ -75,6 +75,8 @@ class Workload:
       elementwise       epilogue only, applied to inputs[0]
       concat            inputs along axis 1, all PACKED or all PLAIN (attrs axis)
       slice             attrs axis, start, stop, step
+      shuffle           attrs groups: output channel i * groups + g is input channel g * n + i
+                        with n = C / groups, PACKED
       layout            PLAIN <-> PACKED
       aten              anything else: attrs target ("aten.roll.default") and args, a JSON
                         text of the call's arguments with {"input": i} / {"param": i} for tensors

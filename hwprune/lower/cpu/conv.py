@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
-from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
+from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
 from hwprune.lower.cpu.epilogue import (
     Epilogue,
     Position,
@@ -174,7 +174,7 @@ class _Plan:
         return (np.ascontiguousarray(packed), *rest)
 
     def _dense_weight(self, weight: np.ndarray) -> np.ndarray:
-        """(O, I / groups, kh, kw) -> (padded O, extent, kh, kw), zero where nothing is connected."""
+        """(O, I / groups, kh, kw) -> (padded O, extent, kh, kw), zero where unconnected."""
         g, lanes = self.geometry, self.context.lanes
         dense = np.zeros((self.out_blocks * lanes, self.reduction.extent, *g.kernel), np.float32)
         if g.groups == 1:
@@ -249,31 +249,14 @@ class _Plan:
         step, extent = self.reduction.step, self.reduction.extent
         read = self._reader(n, source)
         start = self.reduction.start(block)
-        for i in range(tile.accumulators):
+        with T.unroll(tile.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        with loop(extent // step) as k, loop(kh) as dy, loop(kw) as dx:
-            for ci in range(step):
-                self._multiply(
-                    tile,
-                    acc,
-                    lambda r, c, ci=ci: read(start + k * step, ci, row + r, col + c, dy, dx),
-                    lambda b, lane, ci=ci: weight[block + b, k, dy, dx, ci, lane],
-                )
-
-    def _multiply(
-        self,
-        tile: tiles.Tile,
-        acc: Buffer,
-        value: Callable[[int, int], Expr],
-        weight: Callable[[int, Expr], Expr],
-    ) -> None:
-        lanes = self.context.lanes
-        positions = [(r, c) for r in range(tile.rows) for c in range(tile.cols)]
-        for p, (r, c) in enumerate(positions):
-            for b in range(tile.blocks):
-                i = p * tile.blocks + b
+        with loop(extent // step) as k, loop(kh) as dy, loop(kw) as dx, unroll(step) as ci:
+            with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
+                value = read(start + k * step, ci, row + r, col + c, dy, dx)
+                i = (r * tile.cols + c) * tile.blocks + b
                 with T.vectorized(lanes) as lane:
-                    product = value(r, c) * weight(b, lane)
+                    product = value * weight[block + b, k, dy, dx, ci, lane]
                     T.buffer_store(acc, acc[i, lane] + product, [i, lane])
 
     def _reader(self, n: Expr, source: Buffer) -> Callable[..., Expr]:
@@ -311,15 +294,13 @@ class _Plan:
             return row + r, col + c
 
         later = epilogue.heavy
-        positions = [(r, c) for r in range(tile.rows) for c in range(tile.cols)]
-        for p, (r, c) in enumerate(positions):
+        with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
             h, w = place(r, c)
-            for b in range(tile.blocks):
-                i = p * tile.blocks + b
-                with T.vectorized(lanes) as lane:
-                    at = Position(n, block + b, h, w, lane)
-                    value = acc[i, lane] if later else epilogue.apply(acc[i, lane], at)
-                    T.buffer_store(y, value, [n, block + b, h, w, lane])
+            i = (r * tile.cols + c) * tile.blocks + b
+            with T.vectorized(lanes) as lane:
+                at = Position(n, block + b, h, w, lane)
+                value = acc[i, lane] if later else epilogue.apply(acc[i, lane], at)
+                T.buffer_store(y, value, [n, block + b, h, w, lane])
         if later:
             with loop(tile.blocks) as b, loop(tile.rows) as r, loop(tile.cols) as c:
                 h, w = place(r, c)

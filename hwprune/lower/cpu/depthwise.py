@@ -129,7 +129,7 @@ class _Plan:
         acc: Buffer,
     ) -> None:
         g, lanes = self.geometry, self.context.lanes
-        (kh, kw), (top, left, _, _) = g.kernel, g.padding
+        kw, (top, left, _, _) = g.kernel[1], g.padding
         for c in range(segment.size):
             emit.store_vector(acc, [c], lanes, lambda _: const(0.0))
         origin = row * g.stride[0] - top

@@ -120,8 +120,11 @@ def split_index(index: Expr, extents: tuple[int, ...]) -> list[Expr]:
 class loop:  # noqa: N801 - reads as the statement it makes
     """`with loop(n) as i`: a serial loop; no loop at all for n == 1."""
 
+    frame = staticmethod(T.serial)
+
     def __init__(self, extent: Expr) -> None:
-        self._frame = None if isinstance(extent, int) and extent == 1 else T.serial(extent)
+        single = isinstance(extent, int) and extent == 1
+        self._frame = None if single else self.frame(extent)
 
     def __enter__(self) -> Expr:
         return 0 if self._frame is None else self._frame.__enter__()
@@ -129,6 +132,12 @@ class loop:  # noqa: N801 - reads as the statement it makes
     def __exit__(self, *error: object) -> None:
         if self._frame is not None:
             self._frame.__exit__(*error)
+
+
+class unroll(loop):  # noqa: N801 - reads as the statement it makes
+    """`with unroll(n) as i`: unrolled by TVM, after the statement was vectorised once."""
+
+    frame = staticmethod(T.unroll)
 
 
 def const(value: float) -> Expr:

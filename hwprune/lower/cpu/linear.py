@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
-from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop
+from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, pack_channels, supported
 from hwprune.lower.spec import PLAIN, Kernel, Workload
 
@@ -105,16 +105,14 @@ class _Plan:
         acc: Buffer,
     ) -> None:
         lanes, shape = self.context.lanes, self.workload.inputs[0].shape
-        for i in range(rows * vectors):
+        with T.unroll(rows * vectors) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        with loop(self.depth) as k:
-            for r in range(rows):
-                value = x[(*emit.split_index(row + r, shape[:-1]), k)]
-                for b in range(vectors):
-                    i = r * vectors + b
-                    with T.vectorized(lanes) as lane:
-                        product = value * weight[block + b, k, lane]
-                        T.buffer_store(acc, acc[i, lane] + product, [i, lane])
+        with loop(self.depth) as k, unroll(rows) as r, unroll(vectors) as b:
+            value = x[(*emit.split_index(row + r, shape[:-1]), k)]
+            i = r * vectors + b
+            with T.vectorized(lanes) as lane:
+                product = value * weight[block + b, k, lane]
+                T.buffer_store(acc, acc[i, lane] + product, [i, lane])
 
     def _store(
         self,
@@ -130,7 +128,7 @@ class _Plan:
         """Through a staging row, since the last vector may be longer than the output."""
         lanes, shape = self.context.lanes, self.workload.output.shape
         staged = T.alloc_buffer((rows * vectors * lanes,), "float32")
-        for i in range(rows * vectors):
+        with unroll(rows * vectors) as i:
             with T.vectorized(lanes) as lane:
                 T.buffer_store(staged, acc[i, lane], [i * lanes + lane])
         with loop(rows) as r:

@@ -1,4 +1,4 @@
-"""Kernels that move data or work element by element: elementwise, concat, slice, layout."""
+"""Kernels that move data or work by element: elementwise, concat, slice, shuffle, layout."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hwprune.lower.spec import PACKED, PLAIN, Kernel, TensorSpec, Workload
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
-    """The kernel of an elementwise, concat, slice or layout workload, or None."""
+    """The kernel of an elementwise, concat, slice, shuffle or layout workload."""
     if not supported(workload.epilogue) or workload.op not in _BODIES:
         return None
     lanes = context.lanes
     if workload.output.layout == PACKED or workload.op == "layout":
         if len(workload.output.shape) != 4:
             return None
-        body = _BODIES[workload.op]
+        body: type[_Packed] | type[_Plain] = _BODIES[workload.op]
     elif workload.op == "elementwise" and _plain_elementwise(workload):
         body = _Plain
     else:
@@ -102,6 +102,16 @@ class _Slice(_Packed):
             return xs[0][at.n, at.block + start // lanes, at.h, at.w, at.lane]
         last = self.workload.inputs[0].shape[1] - 1
         channel = tirx.min(start + (at.block * lanes + at.lane) * step, last)
+        return xs[0][at.n, channel // lanes, at.h, at.w, channel % lanes]
+
+
+@dataclass(frozen=True)
+class _Shuffle(_Packed):
+    def read(self, xs: list[Buffer], at: Position) -> Expr:
+        lanes, groups = self.context.lanes, self.workload.attr("groups")
+        channels = self.workload.output.shape[1]
+        target = tirx.min(at.block * lanes + at.lane, channels - 1)
+        channel = target % groups * (channels // groups) + target // groups
         return xs[0][at.n, channel // lanes, at.h, at.w, channel % lanes]
 
 
@@ -213,5 +223,6 @@ _BODIES: dict[str, type[_Packed]] = {
     "elementwise": _Packed,
     "concat": _Concat,
     "slice": _Slice,
+    "shuffle": _Shuffle,
     "layout": _Layout,
 }
