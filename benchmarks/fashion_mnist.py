@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -158,12 +159,13 @@ def story(setting: Setting, *, seed: int, threads: int, rounds: int) -> Row:
     compile_one = partial(hwprune.compile, target="host", threads=threads)
     example = (test.images[:1],)
 
-    dense = setting.factory(seed).to(memory_format=torch.channels_last)
+    dense: Any = setting.factory(seed)
+    dense.to(memory_format=torch.channels_last)  # trains faster
     config = TrainConfig(epochs=setting.epochs, lr=0.1, distill=0.0, seed=seed)
     checkpoint = CACHE / f"{name}-dense-{setting.epochs}.pt"
     batches = Batches(data, 128, seed=seed)
     train(dense, batches, config, checkpoint, f"{setting.name}: train")
-    dense = dense.to(memory_format=torch.contiguous_format)
+    dense.to(memory_format=torch.contiguous_format)
 
     pruned_file = CACHE / f"{name}-pruned-{setting.epochs}-t{threads}.pt2"
     pruned, corrected, share = prune_once(setting, dense, data, pruned_file, seed, threads)
@@ -233,7 +235,7 @@ def prune_once(
         report = result.report
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         for module, path in ((result.module, file), (corrected.module, fixed)):
-            save_module(module, data.images[:2], path)
+            save_module(module, data.images[:2].clone(), path)
         notes.write_text(json.dumps({"share": share, "kept": result.plan.widths()}))
     share = json.loads(notes.read_text())["share"]
     return capture(file).module, capture(fixed).module, share
@@ -257,7 +259,7 @@ def envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(rows: list[Row]) -> None:
     table = Table(title="Fashion-MNIST, compiled artifacts, batch 1")
-    heads = ("model", "dense %", "pruned %", "reconstructed %", "recovered %", "lost", "dense µs")
+    heads = ("model", "dense %", "pruned %", "fitted %", "tuned %", "lost", "dense µs")
     for head in (*heads, "pruned µs", "speed-up"):
         table.add_column(head, justify="left" if head == "model" else "right")
     for row in rows:
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of the compiled networks")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
     if options.fresh and CACHE.exists():
         shutil.rmtree(CACHE)
     settings = [s for s in (QUICK if options.quick else FULL)]
