@@ -149,7 +149,8 @@ def _rebuild(value: Any, values: dict[Any, Any], constants: list[Any], lifted: l
         return relax.Tuple([new(f) for f in value.fields])
     if isinstance(value, relax.Var):
         return new(value)
-    raise LoweringError(f"the importer left {type(value).__name__} {getattr(value, 'op', '')}")
+    left = getattr(getattr(value, "op", None), "name", type(value).__name__)
+    raise LoweringError(f"TVM has no kernel for {left} on a CPU")
 
 
 def _schedule(function: Any, threads: int) -> Any:

@@ -123,18 +123,21 @@ class _Concat(_Packed):
         A whole vector may overrun its part; the next part overwrites what it overran.
         """
         lanes = self.context.lanes
-        n_out, _, height, width = self.workload.output.shape
+        n_out, channels, height, width = self.workload.output.shape
         parts = xs[: len(xs) - sum(s.op in BINARY for s in self.workload.epilogue)]
         with emit.split_threads(n_out * height, self.context.threads) as (first, count):
             with loop(count) as i:
                 n, row = emit.split_index(first + i, (n_out, height))
                 offset = 0
+                if channels % lanes:  # lanes past the last channel must be finite
+                    with loop(width) as col:
+                        at = [n, channels // lanes, row, col]
+                        emit.store_vector(y, at, lanes, lambda _: emit.const(0.0))
                 for spec, x in zip(self.workload.inputs, parts, strict=False):
                     self._copy(n, row, width, offset, spec.shape[1], x, y)
                     offset += spec.shape[1]
                 if self.workload.epilogue:
                     self._epilogue(n, row, xs[len(parts) :], len(parts), ps, y)
-                assert lanes
 
     def _copy(
         self, n: Expr, row: Expr, width: int, offset: int, channels: int, x: Buffer, y: Buffer
