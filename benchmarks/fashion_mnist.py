@@ -98,19 +98,20 @@ def progress_steps(title: str, total: int) -> Iterator[Callable[[Step], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[loss]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, loss=float("nan"))
+        task = bar.add_task(title, total=total, loss="")
         steps = total
 
         def report(step: Step, per_epoch: dict[int, int] = {}) -> None:  # noqa: B006
             per_epoch[step.epoch] = step.index + 1
             width = max(per_epoch.values())
             bar.update(task, completed=min(steps, step.epoch * width + step.index + 1))
-            bar.update(task, loss=step.loss)
+            bar.update(task, loss=f"loss {step.loss:.3f}")
 
         yield report
+        bar.update(task, completed=total)  # also where a checkpoint had it all
 
 
 def train(
@@ -169,10 +170,15 @@ def story(setting: Setting, *, seed: int, threads: int, rounds: int) -> Row:
 
     pruned_file = CACHE / f"{name}-pruned-{setting.epochs}-t{threads}.pt2"
     pruned, corrected, share = prune_once(setting, dense, data, pruned_file, seed, threads)
-    dense_artifact = compile_one(dense, example)
-    dense_accuracy = accuracy(dense_artifact, test)
-    pruned_accuracy = accuracy(compile_one(pruned, example), test)
-    corrected_accuracy = accuracy(compile_one(corrected, example), test)
+    with console.status(f"{setting.name}: compile and test"):
+        dense_artifact = compile_one(dense, example)
+        dense_accuracy = accuracy(dense_artifact, test)
+        pruned_accuracy = accuracy(compile_one(pruned, example), test)
+        corrected_accuracy = accuracy(compile_one(corrected, example), test)
+    console.print(
+        f"{setting.name}: dense {dense_accuracy:.2f} %, pruned {pruned_accuracy:.2f} %, "
+        f"reconstructed {corrected_accuracy:.2f} %"
+    )
 
     config = TrainConfig(epochs=setting.recover_epochs, lr=0.03, distill=0.7, seed=seed + 1)
     checkpoint = pruned_file.with_name(f"{pruned_file.stem}-recover-{setting.recover_epochs}.pt")
