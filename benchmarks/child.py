@@ -45,12 +45,18 @@ class Outcome:
 
 
 def call(
-    reference: str, arguments: Mapping[str, Any], *, threads: int, timeout_s: float
+    reference: str,
+    arguments: Mapping[str, Any],
+    *,
+    threads: int,
+    timeout_s: float,
+    setup_s: float | None = None,
 ) -> Outcome:
     """Call "module:function" in a child process.
 
     If it is a generator function, every value that it yields reaches us at once, so those before
-    a failure or a time-out are kept. `timeout_s` runs from the first import of the module.
+    a failure or a time-out are kept. Where `setup_s` is given, `timeout_s` runs from the first
+    value on, which must come within `setup_s`.
     """
     ours, theirs = SPAWN.Pipe()
     with tempfile.NamedTemporaryFile(prefix="benchmark-", suffix=".log") as log:
@@ -60,19 +66,22 @@ def call(
             process.start()
         theirs.close()
         try:
-            return _collect(ours, process, timeout_s, Path(log.name))
+            return _collect(ours, process, timeout_s, setup_s, Path(log.name))
         finally:
             process.kill()
             process.join()
             ours.close()
 
 
-def _collect(connection: Connection, process: Any, timeout_s: float, log: Path) -> Outcome:
+def _collect(
+    connection: Connection, process: Any, timeout_s: float, setup_s: float | None, log: Path
+) -> Outcome:
     values: list[Any] = []
-    end = time.perf_counter() + timeout_s
+    limit_s = timeout_s if setup_s is None else setup_s
+    end = time.perf_counter() + limit_s
     while True:
         if not connection.poll(max(0.0, end - time.perf_counter())):
-            reason = f"not finished in {timeout_s:.0f} s"
+            reason = f"not finished in {limit_s:.0f} s"
             return Outcome(tuple(values), reason, True, _peak_rss_mib(process.pid))
         try:
             kind, value = connection.recv()
@@ -81,6 +90,8 @@ def _collect(connection: Connection, process: Any, timeout_s: float, log: Path) 
             reason = f"exit status {process.exitcode}{last_words(log)}"
             return Outcome(tuple(values), reason, False, None)
         if kind == "value":
+            if setup_s is not None and not values:
+                limit_s, end = timeout_s, time.perf_counter() + timeout_s
             values.append(value)
             continue
         error, peak = value

@@ -22,6 +22,8 @@ from rich.table import Table
 from hwprune.atomic import write_text
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=120)  # a log: do not fold tables to 80 columns
 BASE_PACKAGES = ("hwprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 
 
@@ -91,12 +93,13 @@ def finish(
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
-    """`median_us`, `p10_us` and `p90_us` of samples in microseconds."""
+    """`median_us`, `p10_us`, `p90_us` and `min_us` of samples in microseconds."""
     p10, median, p90 = np.quantile(np.asarray(samples, np.float64), (0.1, 0.5, 0.9))
     return {
         "median_us": round(float(median), 2),
         "p10_us": round(float(p10), 2),
         "p90_us": round(float(p90), 2),
+        "min_us": round(float(min(samples)), 2),
     }
 
 
@@ -104,7 +107,7 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text:
     """Print a table; the first `text` columns are aligned left, the others are numbers."""
     shown = Table(title=title)
     for i, head in enumerate(heads):
-        shown.add_column(head, justify="left" if i < text else "right")
+        shown.add_column(head, justify="left" if i < text else "right", no_wrap=i < text)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

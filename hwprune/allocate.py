@@ -285,7 +285,8 @@ class _Model:
     def _budget(self, resource: str) -> tuple[int, float]:
         """The row of a budget (scaled to one) and the cost that does not vary."""
         scale = 1.0 / self.problem.budgets[resource]
-        fixed, linear = 0.0, {}
+        fixed = 0.0
+        linear: dict[int, float] = {}
         pairs: dict[tuple[Extent, Extent], tuple[Cost, np.ndarray]] = {}
         for cost in self.problem.costs[resource]:
             if not cost.axes:

@@ -236,7 +236,7 @@ def run_command(
 
     artifact = load(directory)
     times = artifact.latencies_us(repeats)
-    row = {
+    row: dict[str, Any] = {
         "model": artifact.manifest.model,
         "target": artifact.manifest.target,
         "threads": artifact.manifest.threads,

@@ -37,7 +37,7 @@ def write_report(report: Report) -> dict[str, bytes]:
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
     """(what, dense, pruned, ratio) lines that sum a report up."""
     dense, pruned = report["dense"], report["pruned"]
-    lines = []
+    lines: list[tuple[str, str, str, str]] = []
     for key, label, scale, form in (
         ("latency_us", "latency, measured (ms)", 1e-3, "{:.2f}"),
         ("predicted_us", "latency, predicted (ms)", 1e-3, "{:.2f}"),
@@ -94,8 +94,8 @@ def print_report(report: Report, console: Any) -> None:
         table.add_row(*row)
     console.print(table)
     notes = Table(show_header=False, box=None)
-    for row in facts(report):
-        notes.add_row(*row)
+    for what, value in facts(report):
+        notes.add_row(what, value)
     console.print(notes)
 
 

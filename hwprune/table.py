@@ -217,10 +217,10 @@ class LatencyTable:
         """Close the file."""
         self._db.close()
 
-    def __enter__(self) -> LatencyTable:  # noqa: D105
+    def __enter__(self) -> LatencyTable:
         return self
 
-    def __exit__(self, *_: object) -> None:  # noqa: D105
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _tail(self, row: Row, date: str) -> tuple[Any, ...]:

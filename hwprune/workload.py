@@ -28,7 +28,9 @@ SMALL_WIDTH = 64  # channels; below this, half an aligned block is worth a candi
 class Couples(Protocol):
     """What this file needs of a `Coupling`."""
 
-    groups: tuple[Group, ...]
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The prunable groups."""
 
     def extent(self, node: str, dim: int) -> Extent:
         """The size of a dimension of a graph node's value."""
