@@ -22,6 +22,7 @@ from hwprune.price import Cost
 from hwprune.recover import fidelity
 from hwprune.verify import Certificate
 
+HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 FALLBACK = "fallback"
 
@@ -189,8 +190,6 @@ def _curve(facts: Facts, timing: Timing) -> list[dict[str, float]]:
 
 def _fidelity(facts: Facts) -> dict[str, Any]:
     """Agreement with the dense network on images that recovery has not seen."""
-    from hwprune.pipeline import HELD_OUT
-
     if facts.images is not None and len(facts.images) >= HELD_OUT:
         images, kind = facts.images[::HELD_OUT], "held-out calibration images"
     elif facts.images is not None:

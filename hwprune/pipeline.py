@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwprune.account import Facts, account
+from hwprune.account import HELD_OUT, Facts, account
 from hwprune.atomic import check_writable
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.build import Build, build
@@ -47,7 +47,6 @@ from hwprune.target import Target, check_runnable, load_target
 from hwprune.verify import Certificate, verify
 
 Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
-HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
 
 
 @dataclass(frozen=True)

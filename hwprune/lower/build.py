@@ -74,7 +74,7 @@ def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -
 
 
 def _tensor(array: np.ndarray) -> Any:
-    return load_tvm().runtime.tensor(np.ascontiguousarray(array))
+    return load_tvm().runtime.tensor(np.asarray(array, order="C"))
 
 
 def _empty(spec: TensorSpec, lanes: int) -> Any:

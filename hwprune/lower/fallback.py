@@ -41,7 +41,7 @@ def fallback_kernel(workload: Workload, lanes: int, threads: int) -> Kernel:
     function = _schedule(function, threads)
 
     def pack(params: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        return (*(np.ascontiguousarray(p) for p in params), *constants)
+        return (*(np.asarray(p, order="C") for p in params), *constants)
 
     return Kernel(workload, function, "fallback", f"no schedule rule for {name}", pack)
 

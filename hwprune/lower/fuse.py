@@ -21,7 +21,7 @@ from hwprune.lower.layout import choose_layouts, same_channels
 from hwprune.lower.match import Root, find_root, find_shuffle, is_alias, is_split, shape
 from hwprune.lower.spec import PLAIN, Call, Step, TensorSpec, Workload
 
-_EPILOGUES = frozenset(("conv2d", "linear", "elementwise"))
+_EPILOGUES = frozenset(("conv2d", "linear", "elementwise", "concat"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,8 @@ class _Fuser:
     def _fits(self, pending: _Pending, step: Absorbed) -> bool:
         if any(n in self.taken for n in step.nodes):
             return False
+        if pending.root.op == "concat" and step.inputs:
+            return False  # its inputs are its parts
         rank = len(shape(step.result))
         if pending.root.op == "linear" and rank == 4 and step.params:
             return False  # its channels are the last axis

@@ -103,7 +103,7 @@ class Lowered:
 
     def _tensors(self, inputs: Sequence[np.ndarray]) -> list[Any]:
         tvm = load_tvm()
-        return [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs]
+        return [tvm.runtime.tensor(np.asarray(a, order="C")) for a in inputs]
 
 
 class _Recorder:

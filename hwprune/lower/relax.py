@@ -102,7 +102,7 @@ class _Writer:
         if name.endswith(f"@{PACKED}"):
             spec = TensorSpec(tuple(tensor.shape), "float32", PACKED)
             tensor = pack_layout(tensor, spec, self.lanes)
-        return self.relax.const(np.ascontiguousarray(tensor.numpy()))
+        return self._constant(tensor.numpy())
 
     def _weights(self, call: Call) -> list[Any]:
         """The packed parameters of a call as constants, shared between calls that read the same."""
@@ -113,8 +113,13 @@ class _Writer:
                 for name, spec in zip(call.params, call.workload.params, strict=True)
             )
             packed = self.kernels[call.workload].pack(arrays)
-            self.constants[key] = [self.relax.const(np.ascontiguousarray(a)) for a in packed]
+            self.constants[key] = [self._constant(a) for a in packed]
         return self.constants[key]
+
+    def _constant(self, array: np.ndarray) -> Any:
+        """A constant of the array's own dtype and rank (Relax would narrow 64-bit numbers)."""
+        tensor = load_tvm().runtime.tensor(np.asarray(array, order="C"))
+        return self.relax.const(tensor, str(array.dtype))
 
 
 def compile_module(module: Any, target: Any) -> Any:
