@@ -232,9 +232,10 @@ class _Loop:
         )
         costs = latency_costs(*arguments, corrections)
         total = sum(cost.at(prepared.full) for cost in costs)
-        if known is not None:
-            return known, costs
-        return fit([(total, dense_us)], corrections), costs
+        start = known or Calibration(corrections=corrections, runs=1)
+        today = dense_us / start.network_us(total)  # the machine's speed is not that of last time
+        overhead, factor = start.overhead_us * today, start.factor * today
+        return replace(start, overhead_us=overhead, factor=factor), costs
 
     def _turns(
         self,
