@@ -22,7 +22,6 @@ from hwprune.errors import HwpruneError
 Scores = Mapping[str, np.ndarray]
 Batch = tuple[Sequence[Tensor], Any]  # inputs, labels
 Loss = Callable[[Any, Any], Tensor]
-FLOOR = 0.05  # share of energy below which losing more hardly matters
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ def score(
 def normalise(energy: np.ndarray, group: Group) -> np.ndarray:
     """Raw energies -> scores that sum to the number of layers that produce the group.
 
-    A unit's score is what it adds to log(kept share of energy + floor), units taken from the
-    strongest down: sums of scores compare across groups, and the last units of a group are
-    worth the most.
+    A unit's score is what it adds to 1 - (lost share of energy)^2, units taken from the strongest
+    down: sums of scores compare across groups, and a group that has lost much already is worth
+    more than one that has lost little, so that no layer is emptied for another.
     """
     energy = np.maximum(np.asarray(energy, np.float64), 0.0)
     order = np.argsort(-energy, kind="stable")
@@ -86,7 +85,7 @@ def normalise(energy: np.ndarray, group: Group) -> np.ndarray:
     share = (
         np.cumsum(energy[order]) / total if total > 0 else np.arange(1, len(order) + 1) / len(order)
     )
-    utility = np.log1p(share / FLOOR) / np.log1p(1 / FLOOR)
+    utility = 1 - (1 - share) ** 2
     scores = np.empty_like(energy)
     scores[order] = np.diff(utility, prepend=0.0)
     return scores * max(1, sum(1 for s in group.sites if s.dim == 0 and _is_weight(s, group)))

@@ -127,7 +127,6 @@ def compile_module(module: Any, target: Any) -> Any:
     tvm = load_tvm()
     transform = tvm.relax.transform
     passes = [
-        transform.LegalizeOps(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
