@@ -94,13 +94,11 @@ def _add_latency(report: dict[str, Any], timing: Timing, outcome: Outcome) -> No
     pair = timing.pair
     report["dense"] |= {
         "latency_us": pair.dense_us,
-        "measured_us": pair.dense_us,
         "predicted_us": timing.dense_predicted_us,
         "latency_source": "device",
     }
     report["pruned"] |= {
         "latency_us": pair.pruned_us,
-        "measured_us": pair.pruned_us,
         "predicted_us": timing.pruned_predicted_us,
         "latency_source": "device",
     }

@@ -379,10 +379,9 @@ def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio
     report["max_rel_error_compiled"] = pruned.max_rel_error
-    predicted = report["pruned"].get("predicted_us")
-    if predicted:
-        scale = pair.dense_us / report["dense"]["measured_us"]
-        report["prediction_error"] = predicted * scale / pair.pruned_us - 1
+    if "predicted_us" in report["pruned"]:
+        share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
+        report["prediction_error"] = share / pair.ratio - 1
 
 
 __all__ = [

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import common
-from benchmarks.child import call, cores_for
+from benchmarks import analysis_time, common, host_latency, systems
+from benchmarks.child import Outcome, call, cores_for
 from benchmarks.workers import System, Timing, Worker, time_interleaved
 
 HERE = "tests.test_benchmarks"
@@ -134,3 +136,69 @@ def test_envelope_refuses_what_json_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         common.finish(tmp_path / "x.json", [{"median_us": float("nan")}])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ratios_to_the_best_peer_and_to_the_dense():
+    medians = {"eager": 30.0, "openvino": 10.0, "hwprune-dense": 12.0, "hwprune-pruned": 6.0}
+    rows = [
+        {"model": "m", "threads": 1, "system": system, "median_us": median}
+        for system, median in medians.items()
+    ]
+    rows.append({"model": "m", "threads": 1, "system": "onnxruntime", "median_us": None})
+    rows.append({"model": "m", "threads": 2, "system": "hwprune-dense", "median_us": 7.0})
+    host_latency.add_ratios(rows)
+    assert [row.get("to_best_peer") for row in rows] == [3.0, 1.0, 1.2, 0.6, None, None]
+    assert [row.get("to_dense") for row in rows] == [None, None, None, 0.5, None, None]
+
+
+def test_a_dense_system_that_computes_something_else_is_refused(tmp_path):
+    np.save(tmp_path / systems.REFERENCE, np.ones((1, 4), np.float32))
+    right = systems._checked(lambda: np.ones((1, 4)), tmp_path, lambda y: y)
+    assert right().shape == (1, 4)
+    with pytest.raises(ValueError, match=r"differs from PyTorch's by 5\.0e-01"):
+        systems._checked(lambda: np.full((1, 4), 1.5), tmp_path, lambda y: y)
+    with pytest.raises(ValueError, match="shape"):
+        systems._checked(lambda: np.ones(4), tmp_path, lambda y: y)
+    with pytest.raises(ValueError, match="differs"):
+        systems._checked(lambda: np.full((1, 4), np.nan), tmp_path, lambda y: y)
+
+
+def test_stages_before_a_time_out_stand_in_the_rows(monkeypatch):
+    ended = Outcome((("setup", 0.0), ("capture", 1.5)), "not finished in 60 s", True, 100.0)
+    monkeypatch.setattr(analysis_time, "call", lambda *_, **__: ended)
+    rows = analysis_time.measure("m", "hwprune", 60.0)
+    assert [r["stage"] for r in rows] == [*analysis_time.STAGES["hwprune"], "total"]
+    assert [r["status"] for r in rows[:3]] == ["ok", "timeout", "not reached"]
+    assert rows[0]["seconds"] == 1.5
+    assert rows[-1]["seconds"] is None
+    assert rows[-1]["status"] == "timeout"
+    assert rows[-1]["reason"] == "not finished in 60 s"
+
+
+def run_benchmark(monkeypatch, module, out: Path, *options: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--out", str(out), *options])
+    module.main()
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_host_latency_quick(monkeypatch, tmp_path):
+    """Eager runs everywhere; a peer that is not installed still has its row and its reason."""
+    options = ("--system", "eager", "--system", "openvino", "--rounds", "2")
+    document = run_benchmark(monkeypatch, host_latency, tmp_path / "rows.json", *options)
+    rows = {row["system"]: row for row in document["rows"]}
+    assert set(rows) == {"eager", "openvino"}
+    assert rows["eager"]["model"] == host_latency.QUICK_MODEL
+    assert 0 < rows["eager"]["p10_us"] <= rows["eager"]["median_us"] <= rows["eager"]["p90_us"]
+    if document["versions"]["openvino"] is None:
+        assert rows["openvino"]["median_us"] is None
+        assert rows["openvino"]["reason"]
+
+
+@pytest.mark.slow
+def test_analysis_time_quick(monkeypatch, tmp_path):
+    options = ("--system", "hwprune", "--timeout", "120")
+    document = run_benchmark(monkeypatch, analysis_time, tmp_path / "rows.json", *options)
+    assert [row["stage"] for row in document["rows"]] == [*analysis_time.STAGES["hwprune"], "total"]
+    assert all(row["status"] == "ok" and row["seconds"] >= 0 for row in document["rows"])
+    assert document["rows"][-1]["peak_rss_mib"] > 50
