@@ -118,9 +118,9 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._signal(signal.SIGCONT)
+        self._process.kill()
+        self._process.join()
         self._connection.close()
-        end(self._process)
         self._log.close()
 
     def round(self, slice_s: float) -> None:
