@@ -128,10 +128,13 @@ def _latency(facts: Facts, timing: Timing) -> dict[str, Any]:
 def _kernels(timing: Timing) -> list[dict[str, Any]]:
     """In-network time of every kernel, dense and pruned, by call name."""
     dense, pruned = timing.profiles
-    rules = timing.dense.lowered.rules
+    lowered = timing.dense.lowered
+    rules = lowered.rules
+    weights = {c.name: c.params[0] for c in lowered.calls if c.params}
     return [
         {
             "name": name,
+            "parameter": weights.get(name, ""),
             "rule": rules[name][0],
             "reason": rules[name][1],
             "dense_us": us,

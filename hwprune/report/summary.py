@@ -1,0 +1,96 @@
+"""A report in lines of text: what the terminal and the page both show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Report = Mapping[str, Any]
+
+_SIZES = (
+    ("latency_us", "latency, measured (ms)", 1e-3, "{:.2f}"),
+    ("predicted_us", "latency, predicted (ms)", 1e-3, "{:.2f}"),
+    ("macs", "multiply-accumulates (M)", 1e-6, "{:.1f}"),
+    ("params", "parameters (M)", 1e-6, "{:.3f}"),
+    ("weight_bytes", "weights (MB)", 1e-6, "{:.2f}"),
+    ("energy_uj", "energy, model (uJ)", 1.0, "{:.0f}"),
+)
+
+
+def heading(report: Report) -> str:
+    """One line: which model, where, on how many threads."""
+    threads = report["threads"]
+    return f"{report['model']} on {report['target']}, {threads} thread{'s' * (threads != 1)}"
+
+
+def rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """(what, dense, pruned, ratio) lines that sum a report up."""
+    dense, pruned = report["dense"], report["pruned"]
+    lines = []
+    for key, label, scale, form in _SIZES:
+        if key not in dense or key not in pruned:
+            continue
+        lines.append(
+            (
+                label,
+                form.format(dense[key] * scale),
+                form.format(pruned[key] * scale),
+                f"{ratio(report, key):.3f}",
+            )
+        )
+    return lines
+
+
+def ratio(report: Report, key: str) -> float:
+    """Pruned over dense; for the latency the median of the interleaved rounds."""
+    if key == "latency_us" and "ratio" in report:
+        return float(report["ratio"])
+    dense = float(report["dense"][key])
+    return float(report["pruned"][key]) / dense if dense else 1.0
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """(what, value) lines on how the result was found and how good it is."""
+    return list(_facts(report))
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    budget = report["budget"]
+    yield "budget", ", ".join(f"{k.removesuffix('_us')} {v}" for k, v in budget.items())
+    search, certificate = report["search"], report["certificate"]
+    yield "optimality gap", f"{_percent(search['gap'])} (search {search['seconds']:.1f} s)"
+    verdict = "passed" if certificate["passed"] else "FAILED"
+    yield "certificate", f"{verdict}, largest relative error {certificate['max_rel_error']:.1e}"
+    if "max_rel_error_compiled" in report:
+        yield "compiled against PyTorch", f"relative error {report['max_rel_error_compiled']:.1e}"
+    if "prediction_error" in report:
+        yield "predicted against measured", f"{100 * report['prediction_error']:+.1f} %"
+    if report.get("sources"):
+        yield "kernel latencies", _sources(report["sources"])
+    seen = report.get("fidelity") or {}
+    if seen.get("top1_agreement") is not None:
+        yield f"top-1 agreement, {seen['images']} {seen['on']}", _agreement(seen)
+    fallbacks = report.get("fallbacks") or []
+    if fallbacks:
+        share = sum(f["share"] for f in fallbacks)
+        count = f"{len(fallbacks)} kernel{'s' * (len(fallbacks) != 1)}"
+        yield "without a schedule rule", f"{count}, {100 * share:.1f} % of the time"
+    if "energy_source" in report:
+        yield "energy", str(report["energy_source"])
+
+
+def _percent(share: float) -> str:
+    return "under 0.01 %" if share < 1e-4 else f"{100 * share:.2f} %"
+
+
+def _sources(sources: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{sources[k]} {k}" for k in ("measured", "interpolated", "modelled"))
+    if "newly_measured" in sources:
+        text += f"; {sources['newly_measured']} new, {sources['reused']} reused"
+    return text
+
+
+def _agreement(seen: Mapping[str, Any]) -> str:
+    before = (seen.get("before_recovery") or {}).get("top1_agreement")
+    now = f"{100 * seen['top1_agreement']:.0f} % (cosine {seen['cosine']:.3f})"
+    return now if before is None else f"{100 * before:.0f} % before recovery, {now} after"
