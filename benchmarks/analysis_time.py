@@ -86,10 +86,9 @@ def _stages(model: str, analyse: Callable[[Any, Any], Stages]) -> Stages:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    tiny = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten()
-    )
-    for _ in analyse(tiny.eval(), torch.randn(1, 3, 8, 8)):
+    hidden = (nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 1))
+    tiny = nn.Sequential(*hidden, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 8))
+    for _ in analyse(tiny.eval(), torch.randn(1, 3, 16, 16)):
         pass
     module, x = build(model), example_input(model)
     yield "setup", 0.0

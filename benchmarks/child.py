@@ -26,6 +26,7 @@ from typing import Any
 
 SPAWN = multiprocessing.get_context("spawn")
 _PDEATHSIG = 1  # prctl: signal this process when its parent dies, even while it is stopped
+_GOODBYE_S = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 
 
@@ -68,9 +69,15 @@ def call(
         try:
             return _collect(ours, process, timeout_s, setup_s, Path(log.name))
         finally:
-            process.kill()
-            process.join()
             ours.close()
+            end(process)
+
+
+def end(process: Any) -> None:
+    """Let a process that has nothing left to do end by itself; kill it if it does not."""
+    process.join(_GOODBYE_S)
+    process.kill()
+    process.join()
 
 
 def _collect(
@@ -81,8 +88,9 @@ def _collect(
     end = time.perf_counter() + limit_s
     while True:
         if not connection.poll(max(0.0, end - time.perf_counter())):
-            reason = f"not finished in {limit_s:.0f} s"
-            return Outcome(tuple(values), reason, True, _peak_rss_mib(process.pid))
+            reason, peak = f"not finished in {limit_s:.0f} s", _peak_rss_mib(process.pid)
+            process.kill()
+            return Outcome(tuple(values), reason, True, peak)
         try:
             kind, value = connection.recv()
         except EOFError:

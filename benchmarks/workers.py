@@ -24,6 +24,7 @@ from benchmarks.child import (
     SPAWN,
     cores_for,
     describe,
+    end,
     isolate,
     last_words,
     resolve,
@@ -118,9 +119,9 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
+        self._signal(signal.SIGCONT)
         self._connection.close()
+        end(self._process)
         self._log.close()
 
     def round(self, slice_s: float) -> None:
