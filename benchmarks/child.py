@@ -88,7 +88,7 @@ def _collect(
     end = time.perf_counter() + limit_s
     while True:
         if not connection.poll(max(0.0, end - time.perf_counter())):
-            reason, peak = f"not finished in {limit_s:.0f} s", _peak_rss_mib(process.pid)
+            reason, peak = f"not finished in {limit_s:g} s", _peak_rss_mib(process.pid)
             process.kill()
             return Outcome(tuple(values), reason, True, peak)
         try:
