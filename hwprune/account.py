@@ -17,7 +17,8 @@ from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import Program
 from hwprune.errors import BudgetError
-from hwprune.latency import Outcome, Prepared, Timing, network_costs
+from hwprune.latency import Outcome, Timing, network_costs
+from hwprune.prepare import Prepared
 from hwprune.price import Cost
 from hwprune.recover import fidelity
 from hwprune.verify import Certificate

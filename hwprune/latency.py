@@ -8,10 +8,12 @@ calibrated against the network, and a plan that misses the budget teaches the ca
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hwprune.allocate import Allocation, Problem, allocate, check_reachable
+import numpy as np
+
+from hwprune.allocate import allocate, check_reachable
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.build import Build, build
 from hwprune.calibrate import (
@@ -21,58 +23,21 @@ from hwprune.calibrate import (
     load_calibration,
     save_calibration,
 )
-from hwprune.capture import Program, fingerprint, specialize
-from hwprune.couple import couple
-from hwprune.coupling import Coupling
+from hwprune.capture import Program, fingerprint
 from hwprune.deploy import Artifact
-from hwprune.lower import fold_batch_norm, fuse
-from hwprune.measure import Measured, measure
+from hwprune.measure import Measured
 from hwprune.plan import Plan
-from hwprune.price import (
-    Cost,
-    Sources,
-    count_sources,
-    full_widths,
-    latency_costs,
-    macs_costs,
-    params_costs,
-    required,
-)
+from hwprune.prepare import Prepared, measure_kernels, open_table
+from hwprune.price import Cost, Sources, count_sources, latency_costs
+from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
-from hwprune.provenance import provenance_of
 from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
-from hwprune.target import Target
-from hwprune.workload import Site, sites, width_candidates
 
 ROUNDS = 15
 RUNS_A_ROUND = 5
 CORRECTIONS = 3
 OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A network before a budget is applied: its groups, kernels, candidate widths and costs."""
-
-    program: Program
-    coupling: Coupling
-    target: Target
-    threads: int
-    sites: tuple[Site, ...]
-    candidates: Mapping[str, tuple[int, ...]]
-    macs: tuple[Cost, ...]
-    params: tuple[Cost, ...]
-
-    @property
-    def full(self) -> dict[str, int]:
-        """Every group at its full width."""
-        return full_widths(self.coupling.groups)
-
-    def dense(self, resource: str) -> float:
-        """What the dense network takes: MACs or parameters."""
-        costs = self.macs if resource == MACS else self.params
-        return sum(cost.at(self.full) for cost in costs)
 
 
 @dataclass(frozen=True)
@@ -115,25 +80,6 @@ class Outcome:
     timing: Timing | None
 
 
-def prepare(program: Program, target: Target, threads: int) -> Prepared:
-    """Couple the channels, fuse the kernels and tabulate what does not need measuring."""
-    coupling = couple(program)
-    folded = fold_batch_norm(specialize(program))
-    found = sites(fuse(folded), coupling, folded)
-    candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
-    shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
-    return Prepared(
-        program,
-        coupling,
-        target,
-        threads,
-        found,
-        candidates,
-        macs_costs(found, candidates),
-        params_costs(coupling, shapes, candidates),
-    )
-
-
 def search(
     prepared: Prepared,
     scores: Mapping[str, object],
@@ -167,19 +113,6 @@ def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair
         ratios.append(statistics.median(pair[1]) / statistics.median(pair[0]))
     dense_us, pruned_us = map(statistics.median, times)
     return Pair(dense_us, pruned_us, statistics.median(ratios))
-
-
-def measure_kernels(
-    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
-) -> Measured:
-    """Fill the table with the kernels that pricing this network needs."""
-    needed = required(prepared.sites, prepared.candidates)
-    return measure(needed, prepared.target, prepared.threads, table, progress=advance)
-
-
-def open_table(target: Target) -> LatencyTable:
-    """The table of this machine, toolchain and schedule version."""
-    return LatencyTable.open(provenance_of(target))
 
 
 def _apply(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
@@ -302,8 +235,6 @@ class _Loop:
 
 def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:
     """Kernel costs scaled to the network, and its overhead: they sum to network microseconds."""
-    import numpy as np
-
     scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
     overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
     return (*scaled, overhead)

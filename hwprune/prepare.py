@@ -1,0 +1,78 @@
+"""A network before a budget is applied: coupled, fused, with candidate widths and their costs.
+
+In: a `Program`, a `Target`, threads. Out: a `Prepared` network; and the table it is measured into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hwprune.budget import MACS
+from hwprune.capture import Program, specialize
+from hwprune.couple import couple
+from hwprune.coupling import Coupling
+from hwprune.lower import fold_batch_norm, fuse
+from hwprune.measure import Measured, measure
+from hwprune.price import Cost, full_widths, macs_costs, params_costs, required
+from hwprune.provenance import provenance_of
+from hwprune.table import LatencyTable
+from hwprune.target import Target
+from hwprune.workload import Site, sites, width_candidates
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network before a budget is applied: its groups, kernels, candidate widths and costs."""
+
+    program: Program
+    coupling: Coupling
+    target: Target
+    threads: int
+    sites: tuple[Site, ...]
+    candidates: Mapping[str, tuple[int, ...]]
+    macs: tuple[Cost, ...]
+    params: tuple[Cost, ...]
+
+    @property
+    def full(self) -> dict[str, int]:
+        """Every group at its full width."""
+        return full_widths(self.coupling.groups)
+
+    def dense(self, resource: str) -> float:
+        """What the dense network takes: MACs or parameters."""
+        costs = self.macs if resource == MACS else self.params
+        return sum(cost.at(self.full) for cost in costs)
+
+
+def prepare(program: Program, target: Target, threads: int) -> Prepared:
+    """Couple the channels, fuse the kernels and tabulate what does not need measuring."""
+    specialized = specialize(program)
+    coupling = couple(specialized)
+    folded = fold_batch_norm(specialized)
+    found = sites(fuse(folded), coupling, folded)
+    candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
+    shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
+    return Prepared(
+        program,
+        coupling,
+        target,
+        threads,
+        found,
+        candidates,
+        macs_costs(found, candidates),
+        params_costs(coupling, shapes, candidates),
+    )
+
+
+def measure_kernels(
+    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
+) -> Measured:
+    """Fill the table with the kernels that pricing this network needs."""
+    needed = required(prepared.sites, prepared.candidates)
+    return measure(needed, prepared.target, prepared.threads, table, progress=advance)
+
+
+def open_table(target: Target) -> LatencyTable:
+    """The table of this machine, toolchain and schedule version."""
+    return LatencyTable.open(provenance_of(target))
