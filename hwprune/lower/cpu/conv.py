@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
-from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
+from hwprune.lower.cpu.border import copy_with_border
+from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import (
     Epilogue,
     Position,
@@ -22,81 +23,10 @@ from hwprune.lower.cpu.epilogue import (
     pack_channels,
     supported,
 )
+from hwprune.lower.cpu.geometry import Geometry, Reduction
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
 
 STEP = 4  # input channels per unrolled reduction step
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The integers of a convolution."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    out_channels: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]  # top, left, bottom, right
-    dilation: tuple[int, int]
-    group_in: int  # input channels of one group
-    groups: int
-
-    @staticmethod
-    def of(workload: Workload) -> Geometry:
-        """Read a conv2d workload."""
-        n, c, h, w = workload.inputs[0].shape
-        _, o, oh, ow = workload.output.shape
-        _, group_in, kh, kw = workload.params[0].shape
-        pad, stride, dilation = (workload.attr(k) for k in ("padding", "stride", "dilation"))
-        groups = c // group_in
-        return Geometry(n, c, h, w, o, oh, ow, (kh, kw), stride, pad, dilation, group_in, groups)
-
-    @property
-    def pointwise(self) -> bool:
-        """1x1, stride 1, no padding: a matrix product over the pixels."""
-        return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """Which input channels a block of output channels reads: `extent` from `start(block)` on."""
-
-    geometry: Geometry
-    lanes: int
-    step: int
-
-    @property
-    def padded(self) -> int:
-        """Input channels rounded up to the step."""
-        return -(-self.geometry.channels // self.step) * self.step
-
-    @property
-    def extent(self) -> int:
-        """Channels read by each block of outputs, a multiple of the step."""
-        g = self.geometry
-        if g.groups == 1:
-            return self.padded
-        per_group = g.out_channels // g.groups
-        widest = 0
-        for block in range(emit.blocks(g.out_channels, self.lanes)):
-            last = min((block + 1) * self.lanes, g.out_channels) - 1
-            start = block * self.lanes // per_group * g.group_in // self.step * self.step
-            widest = max(widest, (last // per_group + 1) * g.group_in - start)
-        return min(-(-widest // self.step) * self.step, self.padded)
-
-    def start(self, block: Expr) -> Expr:
-        """First channel read by an output block (an int for an int)."""
-        g = self.geometry
-        if g.groups == 1:
-            return 0
-        per_group = g.out_channels // g.groups
-        first = block * self.lanes // per_group * g.group_in // self.step * self.step
-        limit = self.padded - self.extent
-        return min(first, limit) if isinstance(block, int) else tirx.min(first, limit)
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -191,7 +121,7 @@ class _Plan:
         g = self.geometry
         epilogue = Epilogue(self.workload, self.context.lanes, xs[1:], ps[1:], first_param=1)
         assert count_params(self.workload.epilogue) == len(ps) - 1
-        source = self._pad(xs[0]) if any(g.padding) else xs[0]
+        source = self._bordered(xs[0]) if any(g.padding) else xs[0]
         rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
         row_parts = tiles.segments(rows, self.tile.rows)
         col_parts = tiles.segments(cols, self.tile.cols)
@@ -199,6 +129,11 @@ class _Plan:
             for part in self.block_segments():
                 for r, c in [(r, c) for r in row_parts for c in col_parts]:
                     self._segment(n, part, r, c, source, ps[0], y, epilogue)
+
+    def _bordered(self, x: Buffer) -> Buffer:
+        plain = self.workload.inputs[0].layout == PLAIN
+        lanes = None if plain else self.context.lanes
+        return copy_with_border(x, self.geometry, lanes, self.context.threads)
 
     def _segment(
         self,
@@ -308,46 +243,3 @@ class _Plan:
                     at = Position(n, block + b, h, w, lane)
                     value = epilogue.apply(y[n, block + b, h, w, lane], at)
                     T.buffer_store(y, value, [n, block + b, h, w, lane])
-
-    def _pad(self, x: Buffer) -> Buffer:
-        """Copy the input into a plane with a border of zeros."""
-        g = self.geometry
-        plain = self.workload.inputs[0].layout == PLAIN
-        lanes = 1 if plain else self.context.lanes
-        planes = g.channels if plain else emit.blocks(g.channels, lanes)
-        top, left, bottom, right = g.padding
-        height, width = g.height + top + bottom, g.width + left + right
-        tail: tuple[int, ...] = () if plain else (lanes,)
-        padded = T.alloc_buffer((g.batch, planes, height, width, *tail), "float32")
-        with emit.split_threads(g.batch * planes * height, self.context.threads) as (first, count):
-            with loop(count) as i:
-                n, c, h = emit.split_index(first + i, (g.batch, planes, height))
-                inside = tirx.all(h >= top, h < g.height + top)
-                with T.If(inside):
-                    with T.Then():
-                        _fill_row(padded, [n, c, h], 0, left, tail)
-                        _copy_row(padded, x, [n, c, h], h - top, left, g.width, tail)
-                        _fill_row(padded, [n, c, h], left + g.width, right, tail)
-                    with T.Else():
-                        _fill_row(padded, [n, c, h], 0, width, tail)
-        return padded
-
-
-def _fill_row(y: Buffer, at: list[Expr], first: int, count: int, tail: tuple[int, ...]) -> None:
-    with loop(count) as w:
-        if tail:
-            emit.store_vector(y, [*at, first + w], tail[0], lambda _: const(0.0))
-        else:
-            T.buffer_store(y, const(0.0), [*at, first + w])
-
-
-def _copy_row(
-    y: Buffer, x: Buffer, at: list[Expr], h: Expr, first: int, count: int, tail: tuple[int, ...]
-) -> None:
-    n, c, _ = at
-    if not tail:
-        with T.vectorized(count) as w:
-            T.buffer_store(y, x[n, c, h, w], [*at, first + w])
-        return
-    with loop(count) as w:
-        emit.store_vector(y, [*at, first + w], tail[0], lambda lane: x[n, c, h, w, lane])

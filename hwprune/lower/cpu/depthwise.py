@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
-from hwprune.lower.cpu.conv import Geometry
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
 from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
+from hwprune.lower.cpu.geometry import Geometry
 from hwprune.lower.spec import PACKED, Kernel, Workload
 
 
