@@ -9,7 +9,6 @@ interleaved runs. Everything slow is kept under .cache/fashion_mnist and resumed
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -17,28 +16,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import nn
 
 import hwprune
+from benchmarks import common
+from benchmarks.common import console
 from examples import fashion_mnist
 from examples.fashion_mnist import Batches, Split
 from hwprune.capture import capture
 from hwprune.recover import Step, TrainConfig, TrainResult, finetune, reconstruct
-from hwprune.target import load_target
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "fashion_mnist"
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -255,38 +250,33 @@ def save_module(module: nn.Module, images: torch.Tensor, path: Path) -> None:
     torch.export.save(exported, path)
 
 
-def envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows with the machine, the versions and the date, as every benchmark writes them."""
-    versions = {name: version(name) for name in ("torch", "apache-tvm", "numpy")}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = load_target("host").description
-    return {"machine": machine, "versions": versions, "date": date, "rows": rows}
-
-
 def show(rows: list[Row]) -> None:
-    table = Table(title="Fashion-MNIST, compiled artifacts, batch 1")
-    heads = ("model", "dense %", "pruned %", "fitted %", "tuned %", "lost", "dense µs")
-    for head in (*heads, "pruned µs", "speed-up"):
-        table.add_column(head, justify="left" if head == "model" else "right")
-    for row in rows:
-        accuracies = (
-            row.dense_accuracy,
-            row.pruned_accuracy,
-            row.reconstructed_accuracy,
-            row.recovered_accuracy,
-            row.accuracy_lost,
-        )
-        numbers = [f"{value:.2f}" for value in accuracies]
-        times = [f"{row.dense_us:.0f}", f"{row.pruned_us:.0f}", f"{row.speedup:.2f}x"]
-        table.add_row(row.model, *numbers, *times)
-    console.print(table)
+    common.table(
+        "Fashion-MNIST, compiled artifacts, batch 1",
+        (
+            "model",
+            *("dense %", "pruned %", "fitted %", "tuned %", "lost"),
+            *("dense µs", "pruned µs", "speed-up"),
+        ),
+        [_cells(row) for row in rows],
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    accuracies = (
+        row.dense_accuracy,
+        row.pruned_accuracy,
+        row.reconstructed_accuracy,
+        row.recovered_accuracy,
+        row.accuracy_lost,
+    )
+    times = (f"{row.dense_us:.0f}", f"{row.pruned_us:.0f}", f"{row.speedup:.2f}x")
+    return [row.model, *(f"{value:.2f}" for value in accuracies), *times]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one tiny network, under a minute")
+    parser = common.parser(__doc__, "one tiny network, under a minute")
     parser.add_argument("--fresh", action="store_true", help="forget checkpoints and plans")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--model", action="append", help="only this network (repeatable)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of the compiled networks")
@@ -294,16 +284,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
     if options.fresh and CACHE.exists():
         shutil.rmtree(CACHE)
-    settings = [s for s in (QUICK if options.quick else FULL)]
-    if options.model:
-        settings = [s for s in settings if s.name in options.model]
+    settings = [
+        s
+        for s in (QUICK if options.quick else FULL)
+        if options.model is None or s.name in options.model
+    ]
     rounds = 7 if options.quick else 31
     run = partial(story, seed=options.seed, threads=options.threads, rounds=rounds)
     rows = [run(setting) for setting in settings]
     show(rows)
-    if options.out:
-        document = envelope([asdict(row) for row in rows])
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
+    common.finish(options.out, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ the plane as one row. Padding is a copy into a bordered scratch plane.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from hwprune.lower.cpu import emit, tiles
+from hwprune.lower.cpu import emit, order, tiles
 from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import (
@@ -24,6 +26,7 @@ from hwprune.lower.cpu.epilogue import (
     supported,
 )
 from hwprune.lower.cpu.geometry import Geometry, Reduction
+from hwprune.lower.cpu.order import Order
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
 
 STEP = 4  # input channels per unrolled reduction step
@@ -79,6 +82,29 @@ class _Plan:
     def out_blocks(self) -> int:
         return emit.blocks(self.geometry.out_channels, self.context.lanes)
 
+    def plane_segments(self) -> tuple[tuple[tiles.Segment, tiles.Segment], ...]:
+        """Rows x columns of tiles that cover the output plane."""
+        g = self.geometry
+        rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
+        parts = (tiles.segments(rows, self.tile.rows), tiles.segments(cols, self.tile.cols))
+        return tuple(product(*parts))
+
+    def order(self, part: tiles.Segment) -> Order:
+        """What is the outer loop, and what the threads share."""
+        g = self.geometry
+        planes = self.plane_segments()
+        return order.choose(
+            order.Work(
+                block_tiles=part.count,
+                row_tiles=max(r.count for r, _ in planes),
+                col_tiles=max(c.count for _, c in planes),
+                weight_bytes=4 * int(np.prod(self.param_shapes()[0])),
+                input_bytes=4 * g.channels * g.height * g.width,
+                grouped=g.groups > 1,
+            ),
+            self.context,
+        )
+
     def block_segments(self) -> tuple[tiles.Segment, ...]:
         return tiles.segments(self.out_blocks, self.tile.blocks)
 
@@ -122,51 +148,43 @@ class _Plan:
         epilogue = Epilogue(self.workload, self.context.lanes, xs[1:], ps[1:], first_param=1)
         assert count_params(self.workload.epilogue) == len(ps) - 1
         source = self._bordered(xs[0]) if any(g.padding) else xs[0]
-        rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
-        row_parts = tiles.segments(rows, self.tile.rows)
-        col_parts = tiles.segments(cols, self.tile.cols)
         with loop(g.batch) as n:
             for part in self.block_segments():
-                for r, c in [(r, c) for r in row_parts for c in col_parts]:
-                    self._segment(n, part, r, c, source, ps[0], y, epilogue)
+                self._part(n, part, source, ps[0], y, epilogue)
 
     def _bordered(self, x: Buffer) -> Buffer:
         plain = self.workload.inputs[0].layout == PLAIN
         lanes = None if plain else self.context.lanes
         return copy_with_border(x, self.geometry, lanes, self.context.threads)
 
-    def _segment(
+    def _part(
         self,
         n: Expr,
         part: tiles.Segment,
-        rows: tiles.Segment,
-        cols: tiles.Segment,
         source: Buffer,
         weight: Buffer,
         y: Buffer,
         epilogue: Epilogue,
     ) -> None:
+        """All tiles of some blocks of output channels, in the order that moves the least memory."""
         threads = self.context.threads
-        counts = {"block": part.count, "row": rows.count, "col": cols.count}
-        axis = max(counts, key=lambda k: (emit.balance(counts[k], threads), k == "block"))
-        ranges = {name: (0, count) for name, count in counts.items()}
-        with emit.split_threads(counts[axis], threads) as mine:
-            ranges[axis] = mine
-            acc = T.alloc_buffer(
-                (rows.size * cols.size * part.size, self.context.lanes),
-                "float32",
-                scope="local",
-                annotations=emit.ON_STACK,
-            )
-            with loop(ranges["block"][1]) as bi:
-                block = part.start + (ranges["block"][0] + bi) * part.size
-                with loop(ranges["row"][1]) as ri:
-                    row = rows.start + (ranges["row"][0] + ri) * rows.size
-                    with loop(ranges["col"][1]) as ci:
-                        col = cols.start + (ranges["col"][0] + ci) * cols.size
-                        shape = tiles.Tile(rows.size, cols.size, part.size)
-                        self._tile(n, block, row, col, shape, source, weight, acc)
-                        self._store(n, block, row, col, shape, acc, y, epilogue)
+        planes = self.plane_segments()
+        chosen = self.order(part)
+        for rows, cols in planes:
+            shape = tiles.Tile(rows.size, cols.size, part.size)
+            with ExitStack() as stack:
+                mine: dict[str, tuple[Expr, Expr]] = {
+                    "block": (0, part.count),
+                    "row": (0, rows.count),
+                    "col": (0, cols.count),
+                }
+                count = mine[chosen.axis][1]
+                mine[chosen.axis] = stack.enter_context(emit.split_threads(count, threads))
+                at = {k: mine[k][0] + stack.enter_context(loop(mine[k][1])) for k in chosen.loops}
+                block = part.start + at["block"] * part.size
+                row = rows.start + at["row"] * rows.size
+                col = cols.start + at["col"] * cols.size
+                self._tile(n, block, row, col, shape, source, weight, y, epilogue)
 
     def _tile(
         self,
@@ -177,9 +195,16 @@ class _Plan:
         tile: tiles.Tile,
         source: Buffer,
         weight: Buffer,
-        acc: Buffer,
+        y: Buffer,
+        epilogue: Epilogue,
     ) -> None:
-        """Zero the accumulators and run the reduction."""
+        """Zero the accumulators, run the reduction, store."""
+        acc = T.alloc_buffer(
+            (tile.accumulators, self.context.lanes),
+            "float32",
+            scope="local",
+            annotations=emit.ON_STACK,
+        )
         lanes, (kh, kw) = self.context.lanes, self.geometry.kernel
         step, extent = self.reduction.step, self.reduction.extent
         read = self._reader(n, source)
@@ -191,8 +216,9 @@ class _Plan:
                 value = read(start + k * step, ci, row + r, col + c, dy, dx)
                 i = (r * tile.cols + c) * tile.blocks + b
                 with T.vectorized(lanes) as lane:
-                    product = value * weight[block + b, k, dy, dx, ci, lane]
-                    T.buffer_store(acc, acc[i, lane] + product, [i, lane])
+                    term = value * weight[block + b, k, dy, dx, ci, lane]
+                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        self._store(n, block, row, col, tile, acc, y, epilogue)
 
     def _reader(self, n: Expr, source: Buffer) -> Callable[..., Expr]:
         """Reads input channel `first + ci` at an output position and a tap."""
