@@ -41,6 +41,7 @@ class Facts:
     repair: Sequence[Mapping[str, Any]]
     images: Tensor | None
     seconds: Mapping[str, float]
+    plan_source: str = ""  # where the plan comes from, if it was not searched for
 
 
 def account(facts: Facts) -> dict[str, Any]:
@@ -54,12 +55,7 @@ def account(facts: Facts) -> dict[str, Any]:
         "budget": {r: str(b) for r, b in facts.budgets.items()},
         "dense": _sizes(prepared.program, prepared.dense(MACS)),
         "pruned": _sizes(outcome.program, chosen.predicted[MACS]),
-        "search": {
-            "objective": chosen.objective,
-            "bound": chosen.bound,
-            "gap": chosen.gap,
-            "seconds": chosen.seconds,
-        },
+        **_origin(facts),
         "certificate": {
             "max_rel_error": facts.certificate.max_rel_error,
             "gradient_rel_error": facts.certificate.gradient_rel_error,
@@ -80,6 +76,21 @@ def account(facts: Facts) -> dict[str, Any]:
         _add_latency(report, outcome.timing, outcome)
     _add_energy(report, prepared)
     return report
+
+
+def _origin(facts: Facts) -> dict[str, Any]:
+    """How the plan was found: by a search, or given."""
+    if facts.plan_source:
+        return {"plan": facts.plan_source}
+    chosen = facts.outcome.allocation
+    return {
+        "search": {
+            "objective": chosen.objective,
+            "bound": chosen.bound,
+            "gap": chosen.gap,
+            "seconds": chosen.seconds,
+        }
+    }
 
 
 def _sizes(program: Program, macs: float) -> dict[str, Any]:

@@ -1,74 +1,100 @@
-"""Writing all or nothing: to a temporary name beside the goal, then renamed into place."""
+"""Writing all or nothing: to a temporary name on the same disk, then renamed into place."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hwprune import interrupt
 from hwprune.errors import ArtifactError
 
+_PROBE = b"\0" * 65536
 _HINT = "choose a directory that can be written and has room"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file. Raises ArtifactError if it cannot be written; nothing is left then."""
     goal = Path(path)
+    temporary = goal.parent / _temporary_name(goal)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{goal.name}-", dir=goal.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, goal)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, goal)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ArtifactError(f"cannot be written: {error}", where=str(goal), hint=_HINT) from error
+        raise _unwritable(path, error) from error
 
 
 def check_writable(directory: str | os.PathLike[str]) -> None:
     """Raise ArtifactError if a directory cannot be made there: before long work starts."""
-    path = Path(directory).absolute()
-    if path.exists() and not path.is_dir():
-        raise ArtifactError("is a file, not a directory", where=str(directory), hint=_HINT)
-    parent = path if path.is_dir() else next(p for p in path.parents if p.is_dir())
+    nearest = _nearest(Path(directory).absolute())
+    if not nearest.is_dir():
+        raise ArtifactError(
+            f"cannot be made: {nearest} is a file, not a directory",
+            where=str(directory),
+            hint=_HINT,
+        )
     try:
-        with tempfile.NamedTemporaryFile(dir=parent) as probe:
-            probe.write(b"\0" * 65536)
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            probe.write(_PROBE)
             probe.flush()
     except OSError as error:
-        raise ArtifactError(
-            f"cannot be written: {error}", where=str(directory), hint=_HINT
-        ) from error
+        raise _unwritable(directory, error) from error
 
 
 @contextmanager
 def replace_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `directory` when the block succeeds.
+    """Yield an empty directory whose files take their place in `directory` when the block succeeds.
 
     Files of `directory` that the block did not write again are kept. Raises ArtifactError if it
     cannot be written; `directory` is then as it was.
     """
     goal = Path(directory).absolute()
     check_writable(goal)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{goal.name}-", dir=goal.parent))
+    staging = _nearest(goal) / _temporary_name(goal)
     try:
+        staging.mkdir()
         yield staging
-        os.chmod(staging, 0o755)
-        if not goal.exists():
-            os.rename(staging, goal)
-            return
-        for file in sorted(staging.iterdir(), key=lambda f: f.name == "manifest.json"):
-            os.replace(file, goal / file.name)
+        interrupt.check()
+        with interrupt.held_back():
+            _publish(staging, goal)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot be written: {error}", where=str(directory), hint=_HINT
-        ) from error
+        raise _unwritable(directory, error) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with interrupt.held_back():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, goal: Path) -> None:
+    """Move the directory, or its files where the goal is there already; the manifest last."""
+    if not goal.exists():
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(staging, goal)
+        return
+    files = sorted(staging.iterdir(), key=lambda file: file.name == "manifest.json")
+    for file in files:
+        if (goal / file.name).is_dir():
+            raise IsADirectoryError(f"{file.name} is a directory there")
+    for file in files:
+        os.replace(file, goal / file.name)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself or the first of its parents that exists, whatever it is."""
+    return next(p for p in (path, *path.parents) if os.path.lexists(p))
+
+
+def _temporary_name(goal: Path) -> str:
+    return f".{goal.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _unwritable(where: str | os.PathLike[str], error: OSError) -> ArtifactError:
+    reason = error.strerror or str(error)
+    return ArtifactError(f"cannot be written: {reason}", where=str(where), hint=_HINT)

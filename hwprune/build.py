@@ -6,8 +6,10 @@ our schedules are trusted only as far as their outputs agree.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import uuid
 import weakref
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from hwprune.errors import LoweringError, ToolchainError
 from hwprune.lower import Lowered, lower
 from hwprune.target import Target
 
+COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 TOLERANCE = 1e-4  # relative to the largest output, float32
 
 
@@ -41,20 +44,32 @@ def build(program: Program, target: Target, threads: int) -> Build:
     Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`,
     ToolchainError if no C++ compiler is there to link the library.
     """
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise ToolchainError("no C++ compiler found", hint="install the Debian package g++")
+    check_compiler()
     static = specialize(program)
     reference = run_torch(static)
     lowered = lower(static, target, threads)
-    directory = Path(tempfile.mkdtemp(prefix="hwprune-"))
+    directory = Path(tempfile.gettempdir()) / f"hwprune-{uuid.uuid4().hex}"
     try:
+        directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
         artifact = Artifact(directory, _manifest(static, reference, target, threads))
+        weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     return Build(artifact, lowered, _check(artifact, static, reference))
+
+
+def check_compiler() -> None:
+    """Raise ToolchainError unless there is a compiler to link with, where TVM looks for it."""
+    given = os.environ.get("CXX") or os.environ.get("CC")
+    names = (given,) if given else COMPILERS
+    if not any(shutil.which(name) for name in names):
+        raise ToolchainError(
+            f"no C++ compiler found (looked for {', '.join(names)})",
+            where="CXX" if given else "PATH",
+            hint="install the Debian package g++",
+        )
 
 
 def run_torch(program: Program) -> tuple[Tensor, ...]:

@@ -6,10 +6,15 @@ without the user's classes, and every later stage reads nothing but a `Program`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import linecache
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -134,7 +139,8 @@ def _from_module(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Pro
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        exported, dynamic = _export(model, inputs)
+        with _quiet():
+            exported, dynamic = _export(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes.items():
@@ -172,11 +178,46 @@ def _export_error(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception
             where=_user_frame(plain),
             hint="check the number and shapes of the inputs",
         )
+    place = _user_frame(error)
+    file, _, line = place.rpartition(":")
+    code = linecache.getline(file, int(line)).strip() if file else ""
+    culprits = [f"operator {name}" for name in [_operator(error)] if name]
+    culprits += [f"in `{code}`"] if code else []
     return ModelError(
-        f"the model cannot be exported: {type(error).__name__}: {_first_line(error)}",
-        where=_user_frame(error),
+        "the model cannot be exported"
+        + (f" ({' '.join(culprits)})" if culprits else "")
+        + f": {type(error).__name__}: {_first_line(error)}",
+        where=place,
         hint="torch.export must be able to trace it",
     )
+
+
+def _operator(error: BaseException) -> str:
+    """The operator at which an export failed; empty if torch does not tell."""
+    graph = str(getattr(error, "partial_fx_graph", ""))  # what was traced before a value was needed
+    traced = [n for n in re.findall(r"torch\.ops\.([\w.]+)\(", graph) if "sym_" not in n]
+    if traced:
+        return traced[-1]
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        called = trace.tb_frame.f_locals.get("func")
+        if isinstance(called, torch._ops.OpOverload):
+            name = str(called)
+        trace = trace.tb_next
+    return name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing graphs and warnings: what matters is in the exception."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

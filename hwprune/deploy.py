@@ -69,16 +69,17 @@ class Manifest:
             return Manifest(
                 model=str(raw["model"]),
                 target=str(raw["target"]),
-                isa=tuple(raw["isa"]),
-                threads=int(raw["threads"]),
+                isa=tuple(str(feature) for feature in raw["isa"]),
+                threads=_thread_count(raw["threads"]),
                 inputs=tuple(_tensor_info(t) for t in raw["inputs"]),
                 outputs=tuple(_tensor_info(t) for t in raw["outputs"]),
                 toolchain=dict(raw["toolchain"]),
                 files={str(k): str(v) for k, v in raw["files"].items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ArtifactError(
-                f"not a valid manifest: {error!r}", where=where, hint="compile the model again"
+                f"not a valid manifest: {reason}", where=where, hint="compile the model again"
             ) from error
 
 
@@ -95,18 +96,18 @@ class Artifact:
         tvm = load_tvm()
         try:
             library = tvm.runtime.load_module(str(directory / LIBRARY))
+            self._device = tvm.cpu()
+            self._machine = tvm.runtime.vm.VirtualMachine(library, self._device)
+            self._main = self._machine["main"]
+            self._inputs = [
+                tvm.runtime.empty(info.shape, info.dtype, self._device) for info in manifest.inputs
+            ]
         except Exception as error:
             raise ArtifactError(
                 f"cannot be loaded: {error}",
                 where=str(directory / LIBRARY),
                 hint="was it compiled for another machine?",
             ) from error
-        self._device = tvm.cpu()
-        self._machine = tvm.runtime.vm.VirtualMachine(library, self._device)
-        self._main = self._machine["main"]
-        self._inputs = [
-            tvm.runtime.empty(info.shape, info.dtype, self._device) for info in manifest.inputs
-        ]
 
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Run the network. Raises ArtifactError on a wrong number, shape or dtype of inputs."""
@@ -114,7 +115,7 @@ class Artifact:
         _use_threads(self.manifest.threads)
         for slot, array in zip(self._inputs, inputs, strict=True):
             slot.copyfrom(np.ascontiguousarray(array))
-        result = self._main(*self._inputs)
+        result = self._run()
         if len(self.manifest.outputs) == 1 and not isinstance(result, (list, tuple)):
             return _numpy(result)
         arrays = tuple(_numpy(tensor) for tensor in result)
@@ -154,6 +155,16 @@ class Artifact:
             files = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
             (staging / MANIFEST).write_text(replace(self.manifest, files=files).to_json())
         return path
+
+    def _run(self) -> Any:
+        try:
+            return self._main(*self._inputs)
+        except Exception as error:
+            raise ArtifactError(
+                f"does not run as its {MANIFEST} says: {error}",
+                where=str(self.directory),
+                hint="compile the model again",
+            ) from error
 
     def _check(self, inputs: Sequence[np.ndarray]) -> None:
         expected = self.manifest.inputs
@@ -206,6 +217,12 @@ def read_manifest(directory: Path) -> Manifest:
     if LIBRARY not in manifest.files:
         raise ArtifactError(f"names no {LIBRARY}", where=str(file), hint="compile again")
     return manifest
+
+
+def _thread_count(raw: Any) -> int:
+    if int(raw) < 1:
+        raise ValueError(f"{raw} threads")
+    return int(raw)
 
 
 def _tensor_info(raw: Mapping[str, Any]) -> TensorInfo:

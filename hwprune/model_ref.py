@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwprune.errors import ModelError
+from hwprune.errors import HwpruneError, ModelError
 
 
 def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -82,8 +83,10 @@ def _import(name: str, reference: str) -> Any:
         raise ModelError(
             f"no module {error.name!r}", where=reference, hint="run from the folder that has it"
         ) from error
-    except Exception as error:
-        raise ModelError(f"importing {name} failed: {error!r}", where=reference) from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"importing {name} failed: {error!r}", where=_last_line(error, reference)
+        ) from error
 
 
 def _call(found: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
@@ -95,12 +98,26 @@ def _call(found: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
         raise ModelError("is not callable", where=reference)
     try:
         inspect.signature(found).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(f"{error}", where=reference, hint="pass --arg key=value") from error
-    model = found(**arguments)
+    try:
+        model = found(**arguments)
+    except HwpruneError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"{reference} failed: {error!r}", where=_last_line(error, reference)
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"returned a {type(model).__name__}, not an nn.Module", where=reference)
     return model
+
+
+def _last_line(error: BaseException, reference: str) -> str:
+    """`file:line` where user code failed, else the reference."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
+    return f"{users[-1].filename}:{users[-1].lineno}" if users else reference
 
 
 def _literal(text: str) -> Any:

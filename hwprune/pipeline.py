@@ -6,94 +6,48 @@ both and writes the directory with its report. Every function here reads as the 
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from hwprune.account import HELD_OUT, Facts, account
 from hwprune.atomic import check_writable
-from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
+from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
-from hwprune.capture import Program, capture
+from hwprune.capture import Program, capture, fingerprint
 from hwprune.couple import couple
-from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
-from hwprune.errors import BudgetError, HwpruneError
-from hwprune.latency import (
-    Outcome,
-    Prepared,
-    interleaved,
-    measure_kernels,
-    open_table,
-    prepare,
-    search,
-)
+from hwprune.errors import HwpruneError
+from hwprune.latency import Outcome, interleaved, search
+from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
-from hwprune.progress import Advance, Progress, Silent
-from hwprune.recover import fidelity, reconstruct
-from hwprune.report import write_report
-from hwprune.rewrite import kept_indices
+from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
+from hwprune.problem import Allocation
+from hwprune.progress import Clock, Progress, Silent
+from hwprune.recover import reconstruct
+from hwprune.request import Request, read_request, read_target
+from hwprune.result import ProfileResult, PruneResult, describe_groups, save
+from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import Batch, Loss, score
-from hwprune.target import Target, check_runnable, load_target
-from hwprune.verify import Certificate, verify
+from hwprune.verify import verify
+
+__all__ = [
+    "ProfileResult",
+    "PruneResult",
+    "compile",
+    "compile_pruned",
+    "inspect",
+    "profile",
+    "prune",
+]
 
 Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """A pruned network.
-
-    `module` is a trainable GraphModule; `kept` maps parameter names to kept indices by dimension;
-    `report` is the dict behind report.json.
-    """
-
-    module: fx.GraphModule
-    plan: Plan
-    kept: Mapping[str, Mapping[int, np.ndarray]]
-    report: dict[str, Any]
-    program: Program
-    dense: Program
-    coupling: Coupling
-    certificate: Certificate
-    target: Target
-    threads: int
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class ProfileResult:
-    """What `profile` did: rows measured, reused and failed, and the table they are in."""
-
-    measured: int
-    reused: int
-    failed: tuple[str, ...]
-    seconds: float
-    table: str
-
-
-@dataclass
-class _Clock:
-    """Seconds by stage; passes stages on to whoever shows them."""
-
-    shown: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Advance]:
-        started = time.perf_counter()
-        with self.shown.stage(name) as advance:
-            yield advance
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+Recover = str | Callable[[Program], Program] | None
 
 
 def prune(
@@ -104,23 +58,25 @@ def prune(
     latency: str | float | None = None,
     macs: str | float | None = None,
     params: str | float | None = None,
+    plan: Plan | str | Path | None = None,
     importance: str = "l2",
     threads: int = 1,
     seed: int = 0,
-    recover: str | Callable[[Program], Program] | None = "auto",
+    recover: Recover = "auto",
     calibrate: Tensor | Sequence[Tensor] | None = None,
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> PruneResult:
-    """Prune a model to budgets on a device.
+    """Prune a model to budgets on a device, or as a plan says.
 
     Args:
         model: a module, an ExportedProgram, or the path of a `.pt2` file.
         inputs: example inputs, batch first; may be None where the program brings its own.
         target: a target's name; a latency budget measures kernels on this machine.
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
+        plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
         threads: of the compiled network.
         seed: of every random choice.
@@ -130,45 +86,30 @@ def prune(
 
     Raises a HwpruneError subclass for everything that a user can cause.
     """
-    clock = _Clock(progress or Silent())
-    budgets = _budgets(latency, macs, params)
-    if not budgets:
-        raise BudgetError("no budget given", hint="pass latency, macs or params")
-    chosen = _target(target, threads, runs_here=LATENCY in budgets)
+    clock = Clock(progress or Silent())
+    request = read_request(
+        target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
+    )
+    check_recovery(recover, calibrate is not None)
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
         images = _images(calibrate, program)
     with clock.stage("couple"):
-        prepared = prepare(program, chosen, threads)
+        prepared = prepare(program, request.target, threads)
     if not prepared.coupling.groups:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
-    with clock.stage("score"):
-        scores = score(
-            program, prepared.coupling, importance, batches=batches, loss=loss, seed=seed
-        )
-    outcome = search(prepared, scores, budgets, clock)
-    with clock.stage("verify"):
-        certificate = verify(program, prepared.coupling, outcome.plan, outcome.program, seed=seed)
-        certificate.check()
-    kept = kept_indices(prepared.coupling, outcome.plan, program)
-    recovered, repair = _recover(recover, prepared, outcome, kept, images, seed, clock)
-    facts = Facts(
-        prepared, scores, budgets, outcome, certificate, recovered, repair, images, clock.seconds
-    )
-    return PruneResult(
-        recovered.module,
-        outcome.plan,
-        kept,
-        account(facts),
-        recovered,
-        program,
-        prepared.coupling,
-        certificate,
-        chosen,
-        threads,
-        outcome,
-    )
+    scores: Mapping[str, np.ndarray] = {}
+    if request.plan is None:
+        with clock.stage("score"):
+            scores = score(
+                program, prepared.coupling, importance, batches=batches, loss=loss, seed=seed
+            )
+        outcome = search(prepared, scores, request.budgets, clock)
+    else:
+        with clock.stage("rewrite"):
+            outcome = _apply(request.plan, request.source, prepared)
+    return _finish(request, prepared, scores, outcome, recover, images, seed, clock)
 
 
 def compile(
@@ -181,8 +122,8 @@ def compile(
     name: str = "",
 ) -> Artifact:
     """Compile any model, pruned or not, for a device; checked against PyTorch."""
-    clock = _Clock(progress or Silent())
-    chosen = _target(target, threads, runs_here=True)
+    clock = Clock(progress or Silent())
+    chosen = read_target(target, threads, compiles=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
     with clock.stage("compile"):
@@ -201,8 +142,8 @@ def compile_pruned(
 ) -> tuple[PruneResult, Artifact]:
     """Prune, compile, measure dense and pruned side by side, and write the artifact directory."""
     check_writable(out)
-    _target(target, threads, runs_here=True)
-    clock = _Clock(progress or Silent())
+    read_target(target, threads, compiles=True)
+    clock = Clock(progress or Silent())
     result = prune(model, inputs, target=target, threads=threads, progress=clock, **options)
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
@@ -219,63 +160,12 @@ def compile_pruned(
     return result, final.artifact
 
 
-def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:
-    """Write model.so, manifest.json, model.pt2, plan.json, report.json and report.html."""
-    artifact.save(out, {**pruned_files(result), **write_report(result.report)})
-
-
-def pruned_files(result: PruneResult) -> dict[str, bytes]:
-    """The files of the smaller model itself: model.pt2 and plan.json."""
-    buffer = io.BytesIO()
-    program = result.program
-    torch.export.save(export_program(program), buffer)
-    return {"model.pt2": buffer.getvalue(), "plan.json": result.plan.to_json().encode()}
-
-
-def export_program(program: Program) -> torch.export.ExportedProgram:
-    """The program as torch.export writes it, with a dynamic batch where it has one."""
-    module = program.module
-    module.eval()
-    if not program.dynamic_batch:
-        return torch.export.export(module, program.inputs)
-    inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in program.inputs)
-    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
-    exported = torch.export.export(module, inputs, dynamic_shapes=dynamic)
-    exported._example_inputs = (program.inputs, {})  # batch of the user's own example
-    return exported
-
-
 def inspect(
     model: Model, inputs: Sequence[Tensor] | None = None, *, name: str = ""
 ) -> dict[str, Any]:
     """Groups with their members, and what is frozen and why."""
     program = _capture(model, inputs, name)
-    coupling = couple(program)
-    return {
-        "model": program.name,
-        "params": sum(p.numel() for p in program.module.parameters()),
-        "groups": [
-            {
-                "name": g.name,
-                "width": g.width,
-                "members": [
-                    {"parameter": s.parameter, "dim": s.dim, "per_unit": int(i.shape[1])}
-                    for s, i in sorted(g.index.items())
-                ],
-            }
-            for g in coupling.groups
-        ],
-        "frozen": [
-            {
-                "name": f.name,
-                "width": f.width,
-                "reason": f.reason,
-                "node": f.node,
-                "source": f.source,
-            }
-            for f in coupling.frozen
-        ],
-    }
+    return describe_groups(program, couple(program))
 
 
 def profile(
@@ -288,8 +178,8 @@ def profile(
     name: str = "",
 ) -> ProfileResult:
     """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
-    clock = _Clock(progress or Silent())
-    chosen = _target(target, threads, runs_here=True)
+    clock = Clock(progress or Silent())
+    chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
     prepared = prepare(program, chosen, threads)
@@ -300,21 +190,12 @@ def profile(
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
 
 
-def _budgets(
-    latency: str | float | None, macs: str | float | None, params: str | float | None
-) -> dict[str, Budget]:
-    given = {LATENCY: latency, MACS: macs, PARAMS: params}
-    parsed = {r: parse_budget(text, r) for r, text in given.items()}
-    return {r: b for r, b in parsed.items() if b is not None}
-
-
-def _target(name: str, threads: int, *, runs_here: bool) -> Target:
-    target = load_target(name)
-    if threads < 1:
-        raise HwpruneError(f"{threads} threads", where="threads", hint="at least 1")
-    if runs_here:
-        check_runnable(target)
-    return target
+def check_recovery(how: Recover, images: bool) -> None:
+    """Raise HwpruneError if this recovery does not exist, or needs images and there are none."""
+    if how not in (None, "none", "auto", "reconstruct") and not callable(how):
+        raise HwpruneError(f"unknown recovery {how!r}", hint="auto, reconstruct or none")
+    if how == "reconstruct" and not images:
+        raise HwpruneError("recovery needs unlabelled inputs", hint="pass calibrate")
 
 
 def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
@@ -340,25 +221,60 @@ def _images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Te
     return images
 
 
+def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
+    """The program that a given plan makes. Raises PlanError if it was made for another model."""
+    plan.check(prepared.coupling, fingerprint(prepared.program), source)
+    program = rewrite(prepared.program, prepared.coupling, plan)
+    widths = plan.widths()
+    predicted = {
+        MACS: float(sum(count_macs(site.workload(widths)) for site in prepared.sites)),
+        PARAMS: float(sum(p.numel() for p in program.module.parameters())),
+    }
+    return Outcome(Allocation(plan.kept, 0.0, 0.0, 0.0, 0.0, predicted), plan, program, None)
+
+
+def _finish(
+    request: Request,
+    prepared: Prepared,
+    scores: Mapping[str, np.ndarray],
+    outcome: Outcome,
+    recover: Recover,
+    images: Tensor | None,
+    seed: int,
+    clock: Clock,
+) -> PruneResult:
+    """Verify the smaller program, recover it, and account for the run."""
+    program, coupling = prepared.program, prepared.coupling
+    with clock.stage("verify"):
+        certificate = verify(program, coupling, outcome.plan, outcome.program, seed=seed)
+        certificate.check()
+    kept = kept_indices(coupling, outcome.plan, program)
+    recovered, repair = _recover(recover, prepared, outcome, kept, images, seed, clock)
+    facts = Facts(
+        prepared, scores, request.budgets, outcome, certificate, recovered, repair, images,
+        clock.seconds, request.source,
+    )  # fmt: skip
+    return PruneResult(
+        recovered.module, outcome.plan, kept, account(facts), recovered, program, coupling,
+        certificate, request.target, request.threads, outcome,
+    )  # fmt: skip
+
+
 def _recover(
-    how: str | Callable[[Program], Program] | None,
+    how: Recover,
     prepared: Prepared,
     outcome: Outcome,
     kept: Mapping[str, Mapping[int, np.ndarray]],
     images: Tensor | None,
     seed: int,
-    clock: _Clock,
+    clock: Clock,
 ) -> tuple[Program, list[dict[str, Any]]]:
     """The recovered program, and how well each layer was reconstructed."""
     if callable(how):
         with clock.stage("recover"):
             return how(outcome.program), []
-    if how in (None, "none") or (how == "auto" and images is None):
+    if how in (None, "none") or images is None:
         return outcome.program, []
-    if images is None:
-        raise HwpruneError("recovery needs unlabelled inputs", hint="pass calibrate")
-    if how not in ("auto", "reconstruct"):
-        raise HwpruneError(f"unknown recovery {how!r}", hint="auto, reconstruct or none")
     fitted = recover_part(images).split(16)
     with clock.stage("recover") as advance:
         repaired = reconstruct(
@@ -382,15 +298,3 @@ def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
     if "predicted_us" in report["pruned"]:
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         report["prediction_error"] = share / pair.ratio - 1
-
-
-__all__ = [
-    "ProfileResult",
-    "PruneResult",
-    "compile",
-    "compile_pruned",
-    "fidelity",
-    "inspect",
-    "profile",
-    "prune",
-]

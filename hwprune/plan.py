@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hwprune.atomic import write_text
 from hwprune.coupling import Coupling
-from hwprune.errors import PlanError
+from hwprune.errors import ArtifactError, PlanError
 
 _FORMAT = 1
+_HINT = "write it again with hwprune prune"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Plan:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot be read: {error.strerror}", where=str(path)) from error
-        except ValueError as error:
-            raise PlanError("not a JSON text", where=str(path)) from error
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"not a JSON text: {error}", where=str(path), hint=_HINT) from error
         return _parse(raw, str(path))
 
     def to_json(self) -> str:
@@ -55,41 +56,49 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
-        text = self.to_json()
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise PlanError(f"cannot be written: {error.strerror}", where=str(path)) from error
+            write_text(path, self.to_json() + "\n")
+        except ArtifactError as error:
+            raise PlanError(error.what, where=error.where, hint=error.hint) from error
 
     def widths(self) -> dict[str, int]:
         """How many units each group keeps."""
         return {name: len(units) for name, units in self.kept.items()}
 
-    def check(self, coupling: Coupling, fingerprint: str) -> None:
-        """PlanError unless this plan fits the program with this coupling and fingerprint."""
+    def check(self, coupling: Coupling, fingerprint: str, where: str = "") -> None:
+        """PlanError unless this plan fits the program with this coupling and fingerprint.
+
+        `where` is the file that the plan comes from, if any.
+        """
         if self.fingerprint != fingerprint:
             raise PlanError(
-                f"the plan was made for another model ({self.fingerprint}, not {fingerprint})",
+                f"the plan was made for another model: its fingerprint is {self.fingerprint}, "
+                f"this model's is {fingerprint}",
+                where=where,
                 hint="plan this model anew",
             )
         groups = {g.name: g.width for g in coupling.groups}
+        prefix = f"{where}: " if where else ""
         if self.kept.keys() != groups.keys():
             odd = sorted(self.kept.keys() ^ groups.keys())[0]
-            raise PlanError("the plan and the model have different groups", where=odd)
+            raise PlanError("the plan and the model have different groups", where=prefix + odd)
         for name, units in self.kept.items():
             if not units:
-                raise PlanError("a group must keep at least one unit", where=name)
+                raise PlanError("a group must keep at least one unit", where=prefix + name)
             if units[-1] >= groups[name]:
-                raise PlanError(f"unit {units[-1]} of {groups[name]}", where=name)
+                raise PlanError(f"unit {units[-1]} of {groups[name]}", where=prefix + name)
 
 
 def _parse(raw: Any, where: str) -> Plan:
     """A plan from parsed JSON; PlanError names the first entry that is wrong."""
-    if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
-        raise PlanError(f"not a plan of format {_FORMAT}", where=where)
+    if not isinstance(raw, dict) or "format" not in raw:
+        raise PlanError(f"not a plan of format {_FORMAT}", where=where, hint=_HINT)
+    if raw["format"] != _FORMAT:
+        raise PlanError(
+            f"plan format {raw['format']!r} is not the {_FORMAT} of this hwprune",
+            where=where,
+            hint=_HINT,
+        )
     kept, predicted = raw.get("kept"), raw.get("predicted", {})
     if not isinstance(raw.get("fingerprint"), str) or not isinstance(kept, dict):
         raise PlanError("'fingerprint' or 'kept' is missing", where=where)

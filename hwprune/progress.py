@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from hwprune import interrupt
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -23,6 +27,24 @@ class Silent:
     def stage(self, name: str) -> Iterator[Advance]:
         """Enter a stage of the work."""
         yield lambda done, total: None
+
+
+@dataclass
+class Clock:
+    """Seconds by stage; passes stages on to whoever shows them. Between them Ctrl-C is noticed."""
+
+    shown: Progress = field(default_factory=Silent)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Advance]:
+        """Enter a stage of the work."""
+        interrupt.check()
+        started = time.perf_counter()
+        with self.shown.stage(name) as advance:
+            yield advance
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        interrupt.check()
 
 
 @contextmanager

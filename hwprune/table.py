@@ -24,6 +24,10 @@ from hwprune.provenance import Provenance, cache_directory
 
 SOURCES = ("device", "emulator", "model")
 BUSY_SECONDS = 60.0
+_WRITABLE = "set HWPRUNE_CACHE to a directory that can be written and has room"
+_ENVIRONMENT = tuple(
+    f"SQLITE_{name}" for name in ("FULL", "IOERR", "READONLY", "CANTOPEN", "BUSY", "PERM")
+)  # errors of the disk or of other processes, not of the file's content
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -76,7 +80,7 @@ class LatencyTable:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise TableError(
-                f"cannot be opened: {error}", where=str(path), hint="set HWPRUNE_CACHE"
+                f"cannot be opened: {error}", where=str(path), hint=_WRITABLE
             ) from error
         with self._explained():
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -206,7 +210,14 @@ class LatencyTable:
 
         The lock falls with its process. Rows that others wrote meanwhile are seen afterwards.
         """
-        with open(self.path.with_suffix(".lock"), "w") as lock:
+        file = self.path.with_suffix(".lock")
+        try:
+            lock = open(file, "w")  # noqa: SIM115
+        except OSError as error:
+            raise TableError(
+                f"cannot be locked: {error.strerror}", where=str(file), hint=_WRITABLE
+            ) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 yield
@@ -273,10 +284,11 @@ class LatencyTable:
         try:
             yield
         except sqlite3.Error as error:
+            environment = getattr(error, "sqlite_errorname", "").startswith(_ENVIRONMENT)
             raise TableError(
                 f"cannot be used as a latency table: {error}",
                 where=str(self.path),
-                hint="delete the file to measure again",
+                hint=_WRITABLE if environment else "delete the file to measure again",
             ) from error
 
 

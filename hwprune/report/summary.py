@@ -55,10 +55,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    budget = report["budget"]
-    yield "budget", ", ".join(f"{k.removesuffix('_us')} {v}" for k, v in budget.items())
-    search, certificate = report["search"], report["certificate"]
-    yield "optimality gap", f"{_percent(search['gap'])} (search {search['seconds']:.1f} s)"
+    yield from _origin(report)
+    certificate = report["certificate"]
     verdict = "passed" if certificate["passed"] else "FAILED"
     yield "certificate", f"{verdict}, largest relative error {certificate['max_rel_error']:.1e}"
     if "max_rel_error_compiled" in report:
@@ -77,6 +75,16 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "without a schedule rule", f"{count}, {100 * share:.1f} % of the time"
     if "energy_source" in report:
         yield "energy", str(report["energy_source"])
+
+
+def _origin(report: Report) -> Iterator[tuple[str, str]]:
+    """What was asked and how well the search did; or the plan that was applied."""
+    if "plan" in report:
+        yield "plan", str(report["plan"])
+        return
+    budget, search = report["budget"], report["search"]
+    yield "budget", ", ".join(f"{k.removesuffix('_us')} {v}" for k, v in budget.items())
+    yield "optimality gap", f"{_percent(search['gap'])} (search {search['seconds']:.1f} s)"
 
 
 def _percent(share: float) -> str:

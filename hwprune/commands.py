@@ -1,0 +1,285 @@
+"""The commands: each checks what it was given, calls the library, and shows what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hwprune.options import (
+    Args,
+    AsJson,
+    Calibrate,
+    Importance,
+    Input,
+    Latency,
+    Macs,
+    Model,
+    Out,
+    Params,
+    PlanFile,
+    Seed,
+    TargetOption,
+    Threads,
+    model_name,
+    read_inputs,
+)
+
+app = typer.Typer(
+    name="hwprune",
+    help="Prune a trained network to a budget on a device, and compile it with TVM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("compile")
+def compile_command(
+    model: Model,
+    out: Out,
+    target: TargetOption = "host",
+    latency: Latency = None,
+    macs: Macs = None,
+    params: Params = None,
+    plan: PlanFile = None,
+    input_: Input = None,
+    threads: Threads = 1,
+    calibrate: Calibrate = None,
+    importance: Importance = "l2",
+    seed: Seed = 0,
+    arg: Args = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune to the budgets (or as a plan says), compile, measure, write an artifact."""
+    from hwprune.atomic import check_writable
+    from hwprune.pipeline import compile_pruned
+    from hwprune.report import print_report
+    from hwprune.request import read_request
+
+    check_writable(out)
+    asked: dict[str, Any] = {
+        "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
+        "plan": plan,
+    }  # fmt: skip
+    read_request(**asked, compiles=True)
+    with _progress(as_json) as progress:
+        given, inputs, images = read_inputs(model, arg, input_, calibrate)
+        result, _ = compile_pruned(
+            given, inputs, out=out, progress=progress, importance=importance, seed=seed,
+            calibrate=images, name=model_name(model), **asked,
+        )  # fmt: skip
+    if as_json:
+        _print_json(result.report)
+    else:
+        print_report(result.report, Console())
+        Console().print(f"Artifact in {out}; open {out / 'report.html'}")
+
+
+@app.command("prune")
+def prune_command(
+    model: Model,
+    out: Out,
+    target: TargetOption = "host",
+    latency: Latency = None,
+    macs: Macs = None,
+    params: Params = None,
+    plan: PlanFile = None,
+    input_: Input = None,
+    threads: Threads = 1,
+    calibrate: Calibrate = None,
+    importance: Importance = "l2",
+    seed: Seed = 0,
+    arg: Args = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune to the budgets (or as a plan says), stop at the smaller model: model.pt2, plan.json."""
+    from hwprune.atomic import check_writable
+    from hwprune.pipeline import prune
+    from hwprune.report import print_report
+    from hwprune.request import read_request
+    from hwprune.result import save_pruned
+
+    check_writable(out)
+    asked: dict[str, Any] = {
+        "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
+        "plan": plan,
+    }  # fmt: skip
+    read_request(**asked)
+    with _progress(as_json) as progress:
+        given, inputs, images = read_inputs(model, arg, input_, calibrate)
+        result = prune(
+            given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
+            name=model_name(model), **asked,
+        )  # fmt: skip
+    save_pruned(result, out)
+    if as_json:
+        _print_json(result.report)
+    else:
+        print_report(result.report, Console())
+
+
+@app.command("lower")
+def lower_command(
+    model: Model,
+    out: Out,
+    target: TargetOption = "host",
+    input_: Input = None,
+    threads: Threads = 1,
+    arg: Args = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model as it is."""
+    from hwprune.atomic import check_writable
+    from hwprune.pipeline import compile
+    from hwprune.request import read_target
+
+    check_writable(out)
+    read_target(target, threads, compiles=True)
+    with _progress(as_json) as progress:
+        given, inputs, _ = read_inputs(model, arg, input_)
+        artifact = compile(
+            given, inputs, target=target, threads=threads, progress=progress, name=model_name(model)
+        )
+    artifact.save(out)
+    _print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Model, input_: Input = None, arg: Args = None, as_json: AsJson = False
+) -> None:
+    """Show which channels belong together, and which are frozen and why."""
+    from hwprune.pipeline import inspect
+
+    given, inputs, _ = read_inputs(model, arg, input_)
+    found = inspect(given, inputs, name=model_name(model))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("group", "width", "members", title=f"{found['model']}: prunable groups")
+    for group in found["groups"]:
+        members = [f"{m['parameter']}[{m['dim']}]" for m in group["members"]]
+        table.add_row(group["name"], str(group["width"]), _short(members))
+    Console().print(table)
+    table = Table("frozen", "width", "reason", "source", title="Frozen")
+    for row in found["frozen"]:
+        table.add_row(row["name"], str(row["width"]), row["reason"], row["source"])
+    Console().print(table)
+
+
+@app.command("profile")
+def profile_command(
+    model: Model,
+    target: TargetOption = "host",
+    input_: Input = None,
+    threads: Threads = 1,
+    arg: Args = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this model's kernels over their widths into the target's latency table; resumes."""
+    from hwprune.pipeline import profile
+    from hwprune.request import read_target
+
+    read_target(target, threads, measures=True)
+    with _progress(as_json) as progress:
+        given, inputs, _ = read_inputs(model, arg, input_)
+        done = profile(
+            given, inputs, target=target, threads=threads, progress=progress, name=model_name(model)
+        )
+    if as_json:
+        _print_json(vars(done))
+    else:
+        Console().print(
+            f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
+            f"{done.seconds:.0f} s; table {done.table}"
+        )
+
+
+@app.command("targets")
+def targets_command(
+    name: Annotated[str | None, typer.Argument(help="Show this target.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the targets, or show one."""
+    from dataclasses import asdict
+
+    from hwprune.target import list_targets, load_target
+
+    if name is not None:
+        found = asdict(load_target(name))
+        if as_json:
+            _print_json(found)
+            return
+        table = Table("", name, show_header=True)
+        for key, value in found.items():
+            if value not in (None, "", ()):
+                table.add_row(key, str(value))
+        Console().print(table)
+        return
+    targets = [load_target(n) for n in list_targets()]
+    if as_json:
+        _print_json([{"name": t.name, "description": t.description} for t in targets])
+        return
+    table = Table("target", "kind", "cores", "description")
+    for target in targets:
+        table.add_row(target.name, target.kind, str(target.cores), target.description)
+    Console().print(table)
+
+
+@app.command("run")
+def run_command(
+    directory: Annotated[Path, typer.Argument(help="An artifact directory.", metavar="DIR")],
+    repeats: Annotated[int, typer.Option(help="Inferences to time.", min=1)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Load an artifact, run it and time it (no torch needed)."""
+    import numpy as np
+
+    from hwprune.deploy import load
+
+    artifact = load(directory)
+    times = artifact.latencies_us(repeats)
+    row: dict[str, Any] = {
+        "model": artifact.manifest.model,
+        "target": artifact.manifest.target,
+        "threads": artifact.manifest.threads,
+        "median_us": float(np.median(times)),
+        "p10_us": float(np.percentile(times, 10)),
+        "p90_us": float(np.percentile(times, 90)),
+        "source": "device",
+    }
+    if as_json:
+        _print_json(row)
+    else:
+        Console().print(
+            f"{row['model']}: {row['median_us'] / 1000:.2f} ms "
+            f"(10-90 %: {row['p10_us'] / 1000:.2f}-{row['p90_us'] / 1000:.2f}), "
+            f"{row['threads']} thread(s), measured here"
+        )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    from hwprune.progress import Silent, rich_progress
+
+    if quiet:
+        yield Silent()
+    else:
+        with rich_progress() as progress:
+            yield progress
+
+
+def _short(members: list[str]) -> str:
+    return ", ".join(members[:4]) + (f" and {len(members) - 4} more" if len(members) > 4 else "")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, default=str))

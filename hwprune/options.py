@@ -1,0 +1,61 @@
+"""What is written on the command line: the options of the commands, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="package.module:callable, or a .pt2 file", metavar="MODEL")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", "-t", help="A device; see 'hwprune targets'.")
+]
+Latency = Annotated[str | None, typer.Option(help="Latency budget: 8ms, 800us or 50%.")]
+Macs = Annotated[str | None, typer.Option(help="Multiply-accumulate budget: 300M or 50%.")]
+Params = Annotated[str | None, typer.Option(help="Parameter budget: 5M or 50%.")]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", help="A plan.json to apply instead of budgets.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]
+Input = Annotated[
+    list[str] | None, typer.Option("--input", help="Shape of an input, batch first: 1,3,224,224.")
+]
+Threads = Annotated[int, typer.Option(help="Threads of the compiled network.", min=1)]
+Calibrate = Annotated[
+    Path | None, typer.Option(help="Directory of unlabelled images to recover accuracy with.")
+]
+Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+def read_inputs(
+    model: str, arg: list[str] | None, shapes: list[str] | None, calibrate: Path | None = None
+) -> tuple[Any, Any, Any]:
+    """(model, example inputs, calibration images) from what was written on the command line."""
+    from hwprune.model_ref import example_inputs, load_model, parse_arguments
+
+    given = load_model(model, parse_arguments(arg or []))
+    inputs = example_inputs(shapes or [], given)
+    images = None
+    if calibrate is not None:
+        from hwprune.recover import load_images
+
+        shape = inputs[0].shape if inputs else _own_shape(given)
+        images = load_images(calibrate, tuple(shape), limit=160)
+    return given, inputs, images
+
+
+def _own_shape(path: Path) -> Any:
+    from hwprune.capture import capture
+
+    return capture(path).inputs[0].shape
+
+
+def model_name(model: str) -> str:
+    """What reports call the model of a reference."""
+    return Path(model).stem if model.endswith(".pt2") else model.rpartition(":")[2]

@@ -1,0 +1,70 @@
+"""What is asked for, checked before any long work: budgets or a plan, on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
+from hwprune.build import check_compiler
+from hwprune.errors import BudgetError, HwpruneError
+from hwprune.plan import Plan
+from hwprune.target import Target, check_runnable, load_target
+
+
+@dataclass(frozen=True)
+class Request:
+    """Budgets by resource, or the plan to apply and where it comes from."""
+
+    target: Target
+    threads: int
+    budgets: Mapping[str, Budget]
+    plan: Plan | None = None
+    source: str = ""
+
+
+def read_request(
+    *,
+    target: str,
+    threads: int,
+    latency: str | float | None = None,
+    macs: str | float | None = None,
+    params: str | float | None = None,
+    plan: Plan | str | Path | None = None,
+    compiles: bool = False,
+) -> Request:
+    """Read what `prune` is given; `compiles` says that the result is compiled here as well.
+
+    Raises HwpruneError where it is malformed, contradictory, or this machine cannot do it.
+    """
+    given = {LATENCY: latency, MACS: macs, PARAMS: params}
+    parsed = {resource: parse_budget(text, resource) for resource, text in given.items()}
+    budgets = {resource: budget for resource, budget in parsed.items() if budget is not None}
+    if budgets and plan is not None:
+        raise BudgetError(
+            "a plan and a budget exclude each other", where="plan", hint="pass one of them"
+        )
+    if not budgets and plan is None:
+        raise BudgetError("no budget given", hint="pass latency, macs or params; or a plan")
+    chosen = read_target(target, threads, compiles=compiles or LATENCY in budgets)
+    if isinstance(plan, str | Path):
+        return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
+    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "")
+
+
+def read_target(
+    name: str, threads: int, *, measures: bool = False, compiles: bool = False
+) -> Target:
+    """The target of this name; whether kernels are measured, and a network compiled, for it here.
+
+    Raises HwpruneError where this machine cannot do that.
+    """
+    target = load_target(name)
+    if threads < 1:
+        raise HwpruneError(f"{threads} threads", where="threads", hint="at least 1")
+    if measures or compiles:
+        check_runnable(target)
+    if compiles:
+        check_compiler()
+    return target

@@ -1,0 +1,120 @@
+"""What a run gives back, and the files that it is written to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from hwprune.atomic import replace_directory
+from hwprune.capture import Program
+from hwprune.coupling import Coupling
+from hwprune.deploy import Artifact
+from hwprune.latency import Outcome
+from hwprune.plan import Plan
+from hwprune.report import write_report
+from hwprune.target import Target
+from hwprune.verify import Certificate
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned network.
+
+    `module` is a trainable GraphModule; `kept` maps parameter names to kept indices by dimension;
+    `report` is the dict behind report.json.
+    """
+
+    module: fx.GraphModule
+    plan: Plan
+    kept: Mapping[str, Mapping[int, np.ndarray]]
+    report: dict[str, Any]
+    program: Program
+    dense: Program
+    coupling: Coupling
+    certificate: Certificate
+    target: Target
+    threads: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """What `profile` did: rows measured, reused and failed, and the table they are in."""
+
+    measured: int
+    reused: int
+    failed: tuple[str, ...]
+    seconds: float
+    table: str
+
+
+def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:
+    """Write model.so, manifest.json, model.pt2, plan.json, report.json and report.html."""
+    artifact.save(out, result_files(result))
+
+
+def save_pruned(result: PruneResult, out: str | PathLike[str]) -> None:
+    """Write model.pt2, plan.json, report.json and report.html: what needs no compiler."""
+    with replace_directory(out) as staging:
+        for name, data in result_files(result).items():
+            (staging / name).write_bytes(data)
+
+
+def result_files(result: PruneResult) -> dict[str, bytes]:
+    """The files of the smaller model and its report by name."""
+    buffer = io.BytesIO()
+    torch.export.save(export_program(result.program), buffer)
+    return {
+        "model.pt2": buffer.getvalue(),
+        "plan.json": result.plan.to_json().encode(),
+        **write_report(result.report),
+    }
+
+
+def export_program(program: Program) -> torch.export.ExportedProgram:
+    """The program as torch.export writes it, with a dynamic batch where it has one."""
+    module = program.module
+    module.eval()
+    if not program.dynamic_batch:
+        return torch.export.export(module, program.inputs)
+    inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in program.inputs)
+    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    exported = torch.export.export(module, inputs, dynamic_shapes=dynamic)
+    exported._example_inputs = (program.inputs, {})  # batch of the user's own example
+    return exported
+
+
+def describe_groups(program: Program, coupling: Coupling) -> dict[str, Any]:
+    """Groups with their members, and what is frozen and why, as JSON data."""
+    return {
+        "model": program.name,
+        "params": sum(p.numel() for p in program.module.parameters()),
+        "groups": [
+            {
+                "name": g.name,
+                "width": g.width,
+                "members": [
+                    {"parameter": s.parameter, "dim": s.dim, "per_unit": int(i.shape[1])}
+                    for s, i in sorted(g.index.items())
+                ],
+            }
+            for g in coupling.groups
+        ],
+        "frozen": [
+            {
+                "name": f.name,
+                "width": f.width,
+                "reason": f.reason,
+                "node": f.node,
+                "source": f.source,
+            }
+            for f in coupling.frozen
+        ],
+    }
