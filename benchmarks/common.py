@@ -92,6 +92,13 @@ def finish(
         console.print(f"written to {out}")
 
 
+def rows_of(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that an earlier run has written, or none."""
+    if path is None or not path.exists():
+        return []
+    return list(json.loads(path.read_text())["rows"])
+
+
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
     """`median_us`, `p10_us`, `p90_us` and `min_us` of samples in microseconds."""
     p10, median, p90 = np.quantile(np.asarray(samples, np.float64), (0.1, 0.5, 0.9))

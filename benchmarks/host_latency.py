@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="only this network (repeatable)")
     parser.add_argument("--system", action="append", help="only this system (repeatable)")
     parser.add_argument("--threads", type=int, action="append", help="1 and 2 if not given")
+    parser.add_argument("--keep", action="store_true", help="go on from the rows in FILE")
     parser.add_argument("--rounds", type=int, help="25, or 5 with --quick")
     options = parser.parse_args()
     models = options.model or ((QUICK_MODEL,) if options.quick else MODELS)
@@ -148,11 +149,14 @@ def main() -> None:
     contestants = [c for c in CONTESTANTS if wanted is None or c.name in wanted]
     rounds = options.rounds or (5 if options.quick else 25)
     cores = common.machine()["cores"]
-    rows: list[Row] = []
+    packages = sorted({p for c in contestants for p in c.packages})
+    rows: list[Row] = common.rows_of(options.out) if options.keep else []
     for model in models:
         for threads in options.threads or ((1,) if options.quick else (1, 2)):
             if threads > cores:
                 common.console.print(f"{threads} threads: only {cores} cores here", style="yellow")
+                continue
+            if any((r["model"], r["threads"]) == (model, threads) for r in rows):
                 continue
             with common.console.status(f"{model}, {threads} threads") as status:
 
@@ -160,9 +164,11 @@ def main() -> None:
                     status.update(f"{title}: {step}")
 
                 rows += measure(model, threads, contestants, rounds, shown)
-    add_ratios(rows)
+            add_ratios(rows)
+            if options.out is not None:
+                common.write(options.out, common.envelope(rows, packages))
     show(rows)
-    common.finish(options.out, rows, sorted({p for c in contestants for p in c.packages}))
+    common.finish(options.out, rows, packages)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Allocation: choose every group's width to keep the most importance under all budgets.
 
 In: `Scores`, candidate widths, `Cost`s and budgets. Out: an `Allocation` with its optimality bound.
-The integer program relaxes what sums several groups, so its answer is priced exactly; where that
-exceeds a budget, the program is solved again under a tightened one.
+The linear relaxation bounds it and says which candidates matter; the integer program over those is
+small, and the whole one is solved only where that leaves a gap. Both relax what sums several
+groups, so an answer is priced exactly; where it exceeds a budget, that budget is tightened.
 """
 
 from __future__ import annotations
@@ -41,23 +42,51 @@ def allocate(
         return problem.allocation(full, problem.worth(full), started)
     check_reachable(problem)
     model = Model(problem)
+    relaxed = model.relax(budgets)
+    bound = problem.worth(full) if relaxed is None else relaxed.bound
+    found: list[dict[str, int]] = []
+    if relaxed is not None:
+        widths, _ = _exact(problem, model, relaxed.near, started + time_limit_s, gap / 4)
+        found += [widths] if widths is not None else []
+    early = time.perf_counter() < started + time_limit_s / 2
+    if not found or (early and bound - problem.worth(found[0]) > gap * bound):
+        widths, dual = _exact(problem, model, None, started + time_limit_s, gap)
+        bound = min(bound, dual)
+        found += [widths] if widths is not None else []
+    if not found:
+        found.append(_fill(problem, _descend(problem, full)))
+    return problem.allocation(max(found, key=problem.worth), bound, started)
+
+
+def _exact(
+    problem: Problem,
+    model: Model,
+    near: Mapping[str, range] | None,
+    deadline: float,
+    gap: float,
+) -> tuple[dict[str, int] | None, float]:
+    """(widths, bound): solved, priced exactly, and solved under tighter budgets while too dear.
+
+    The bound is that of the budgets as they are; infinite where it is not known.
+    """
     bound = np.inf
-    tightened = dict(budgets)
-    for _ in range(ATTEMPTS):
-        left = time_limit_s - (time.perf_counter() - started)
-        solution = model.solve(tightened, max(left, 1.0), gap)
+    tightened = dict(problem.budgets)
+    for attempt in range(ATTEMPTS):
+        left = deadline - time.perf_counter()
+        if attempt and left <= 0:
+            break
+        solution = model.solve(tightened, max(left, 1.0), gap, near)
         if solution is None:
             break
         widths, dual = solution
-        bound = min(bound, dual) if tightened == dict(budgets) else bound
+        bound = dual if attempt == 0 else bound
         if problem.fits(widths):
-            return problem.allocation(_fill(problem, widths), bound, started)
-        for resource, budget in budgets.items():
+            return _fill(problem, widths), bound
+        for resource, budget in problem.budgets.items():
             excess = problem.price(resource, widths) / budget
             if excess > 1:
                 tightened[resource] /= excess * 1.0005
-    widths = _descend(problem, full)
-    return problem.allocation(_fill(problem, widths), min(bound, problem.worth(full)), started)
+    return None, bound
 
 
 def check_reachable(problem: Problem) -> None:

@@ -11,14 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from hwprune.coupling import Extent
 from hwprune.price import Cost
 from hwprune.problem import Problem
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """An upper bound on the importance, and the candidates (by position) worth a closer look."""
+
+    bound: float
+    near: Mapping[str, range]
 
 
 @dataclass
@@ -56,10 +65,54 @@ class Model:
             self._group(group)
         self.budget_rows = {r: self._budget(r) for r in problem.budgets}
 
+    def relax(self, budgets: Mapping[str, float], margin: int = 1) -> Relaxation | None:
+        """The linear relaxation: a bound, and the candidates around what it mixes."""
+        result = self._run(budgets, 0.0, np.inf, np.ones(self.count), np.zeros(self.count))
+        if result.x is None:
+            return None
+        near: dict[str, range] = {}
+        for group, options in self.widths.items():
+            used = [i for i, (column, _) in enumerate(options) if result.x[column] > 1e-6]
+            near[group] = range(
+                max(0, min(used) - margin), min(len(options), max(used) + margin + 1)
+            )
+        return Relaxation(-float(result.fun), near)
+
     def solve(
-        self, budgets: Mapping[str, float], time_limit_s: float, gap: float
+        self,
+        budgets: Mapping[str, float],
+        time_limit_s: float,
+        gap: float,
+        near: Mapping[str, range] | None = None,
     ) -> tuple[dict[str, int], float] | None:
-        """(widths, upper bound on the importance), or None if there is no solution."""
+        """(widths, upper bound on the importance), or None if there is no solution.
+
+        `near` restricts each group to some of its candidates; the bound is then theirs alone.
+        """
+        upper, integrality = np.ones(self.count), np.zeros(self.count)
+        integrality[self.integer] = 1
+        for group, allowed in (near or {}).items():
+            for i, (column, _) in enumerate(self.widths[group]):
+                upper[column] = 1.0 if i in allowed else 0.0
+        result = self._run(budgets, gap, time_limit_s, upper, integrality)
+        if result.x is None:
+            return None
+        widths = {
+            group: max(options, key=lambda o: result.x[o[0]])[1]
+            for group, options in self.widths.items()
+        }
+        dual = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
+        return widths, -float(dual)
+
+    def _run(
+        self,
+        budgets: Mapping[str, float],
+        gap: float,
+        time_limit_s: float,
+        upper: np.ndarray,
+        integrality: np.ndarray,
+    ) -> Any:
+        """HiGHS on the program under these budgets, sizes' upper bounds and integrality."""
         rows = self.rows
         high = np.array(rows.high)
         for resource, budget in budgets.items():
@@ -71,23 +124,16 @@ class Model:
         goal = np.zeros(self.count)
         for column, value in self.objective.items():
             goal[column] = -value
-        integrality = np.zeros(self.count)
-        integrality[self.integer] = 1
-        result = milp(
+        options: dict[str, float] = {"mip_rel_gap": gap}
+        if np.isfinite(time_limit_s):
+            options["time_limit"] = time_limit_s
+        return milp(
             goal,
             constraints=LinearConstraint(matrix, np.array(rows.low), high),
             integrality=integrality,
-            bounds=(0, 1),
-            options={"time_limit": time_limit_s, "mip_rel_gap": gap},
+            bounds=Bounds(np.zeros(self.count), upper),
+            options=options,
         )
-        if result.x is None:
-            return None
-        widths = {
-            group: max(options, key=lambda o: result.x[o[0]])[1]
-            for group, options in self.widths.items()
-        }
-        dual = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
-        return widths, -float(dual)
 
     def _variables(self, count: int) -> range:
         first = self.count
