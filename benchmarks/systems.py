@@ -181,6 +181,7 @@ def prepare_hwprune_pruned(model: str, threads: int, directory: str) -> dict[str
         "prune_s": round(pruned_s, 2),
         "prepare_s": round(time.perf_counter() - started, 2),
         "predicted_us": result.report["pruned"]["predicted_us"],
+        "prediction_error": round(result.report["prediction_error"], 4),
         "certificate": result.certificate.max_rel_error,
     }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -52,3 +54,10 @@ def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(fenced("sh")), flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_tables_are_those_of_the_committed_results():
+    assert readme.render(README) == README
+    for name in readme.TABLES:
+        assert (readme.RESULTS / f"{name}.json").exists()
+        assert f"<!-- {name} -->\n| model" in README or f"<!-- {name} -->\n| network" in README

@@ -1,0 +1,116 @@
+"""The README's tables, written from the committed results.
+
+    python -m benchmarks.readme
+
+Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`, and comes from results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwprune.atomic import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+Document = Mapping[str, Any]
+PEERS = ("eager", "inductor", "onnxruntime", "openvino", "executorch")
+OWN = ("hwprune-dense", "hwprune-pruned")
+
+
+def host_latency(document: Document) -> list[str]:
+    """Median milliseconds by system; ours over the best peer, and pruned over dense."""
+    found = {(r["model"], r["threads"], r["system"]): r for r in document["rows"]}
+    settings = list(dict.fromkeys((r["model"], r["threads"]) for r in document["rows"]))
+    lines = _head(
+        "model", "threads", *PEERS, "ours, dense", "ours, 50 %", "dense / best", "50 % / dense"
+    )
+    for model, threads in settings:
+        rows = [found.get((model, threads, system), {}) for system in (*PEERS, *OWN)]
+        times = ["-" if not r.get("median_us") else f"{r['median_us'] / 1000:.1f}" for r in rows]
+        ratios = (rows[-2].get("to_best_peer"), rows[-1].get("to_dense"))
+        lines.append(
+            _row(model, threads, *times, *("-" if x is None else f"{x:.2f}" for x in ratios))
+        )
+    return lines
+
+
+def fashion_mnist(document: Document) -> list[str]:
+    """Accuracies of the compiled artifacts on the 10,000 test images, and the measured speed-up."""
+    lines = _head("network", "dense %", "pruned %", "reconstructed %", "fine-tuned %", "speed-up")
+    for r in document["rows"]:
+        accuracies = (r[f"{k}_accuracy"] for k in ("dense", "pruned", "reconstructed", "recovered"))
+        lines.append(_row(r["model"], *(f"{a:.2f}" for a in accuracies), f"{r['speedup']:.2f}x"))
+    return lines
+
+
+def allocation(document: Document) -> list[str]:
+    """Importance kept (per cent of the dense network's) at the same exactly priced latency."""
+    methods = list(dict.fromkeys(r["method"] for r in document["rows"] if "importance_share" in r))
+    found = {(r["model"], r.get("budget"), r["method"]): r for r in document["rows"]}
+    lines = _head("model", "budget", *methods, "gap", "seconds")
+    for model, budget in dict.fromkeys((m, b) for m, b, _ in found if b is not None):
+        rows = [found[model, budget, method] for method in methods]
+        shares = (f"{100 * r['importance_share']:.2f}" for r in rows)
+        ours = rows[0]
+        gap, seconds = f"{100 * ours['gap']:.2f} %", f"{ours['seconds']:.1f}"
+        lines.append(_row(model, f"{100 * budget:.0f} %", *shares, gap, seconds))
+    return lines
+
+
+def analysis_time(document: Document) -> list[str]:
+    """Seconds from a captured model to a pruned one, one thread, by system."""
+    rows = document["rows"]
+    stages = list(dict.fromkeys((r["system"], r["stage"]) for r in rows))
+    shown = [s for s in stages if s[0] == "hwprune" or s[1] == "total"]
+    found = {(r["model"], r["system"], r["stage"]): r for r in rows}
+    lines = _head("model", *(f"{system}: {stage}" for system, stage in shown))
+    for model in dict.fromkeys(r["model"] for r in rows):
+        cells = [found.get((model, *stage), {}) for stage in shown]
+        times = [
+            c.get("status", "-") if c.get("seconds") is None else f"{c['seconds']:.2f}"
+            for c in cells
+        ]
+        lines.append(_row(model, *times))
+    return lines
+
+
+TABLES: dict[str, Callable[[Document], list[str]]] = {
+    "host_latency": host_latency,
+    "fashion_mnist": fashion_mnist,
+    "allocation": allocation,
+    "analysis_time": analysis_time,
+}
+
+
+def render(text: str, results: Path = RESULTS) -> str:
+    """The text with every marked table replaced by what its results say."""
+    for name, table in TABLES.items():
+        file = results / f"{name}.json"
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if file.exists() and block.search(text):
+            lines = "\n".join(table(json.loads(file.read_text())))
+            text = block.sub(lambda m, lines=lines: f"{m[1]}{lines}\n{m[2]}", text)
+    return text
+
+
+def _head(*names: str) -> list[str]:
+    rule: Sequence[str] = [":--", *("--:" for _ in names[1:])]
+    return [_row(*names), _row(*rule)]
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    write_text(readme, render(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
