@@ -49,6 +49,20 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         raise _unwritable(directory, error) from error
 
 
+def check_room(directory: str | os.PathLike[str], size: int) -> None:
+    """Raise ArtifactError unless a file of `size` bytes fits there (LLVM would just abort)."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            os.posix_fallocate(probe.fileno(), 0, size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(
+            f"no room for {size / 1e6:.0f} MB of temporary files: {reason}",
+            where=str(directory),
+            hint="set TMPDIR to a directory that can be written and has room",
+        ) from error
+
+
 @contextmanager
 def replace_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty directory whose files take their place in `directory` when the block succeeds.

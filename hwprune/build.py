@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwprune.atomic import check_room
 from hwprune.capture import Program, specialize
 from hwprune.deploy import LIBRARY, Artifact, Manifest, TensorInfo
 from hwprune.errors import LoweringError, ToolchainError
@@ -26,6 +27,7 @@ from hwprune.lower import Lowered, lower
 from hwprune.target import Target
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
+CODE_BYTES = 4 << 20
 TOLERANCE = 1e-4  # relative to the largest output, float32
 
 
@@ -42,9 +44,11 @@ def build(program: Program, target: Target, threads: int) -> Build:
     """Lower, compile, load and check a program.
 
     Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`,
-    ToolchainError if no C++ compiler is there to link the library.
+    ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is no
+    room for it.
     """
     check_compiler()
+    check_room(tempfile.gettempdir(), _temporary_bytes(program))
     static = specialize(program)
     reference = run_torch(static)
     lowered = lower(static, target, threads)
@@ -83,6 +87,11 @@ def toolchain() -> dict[str, str]:
     """Versions of what produced an artifact."""
     names = ("hwprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
     return {name: version(name) for name in names}
+
+
+def _temporary_bytes(program: Program) -> int:
+    """What objects and library take: the weights twice, and code."""
+    return 2 * sum(p.numel() * p.element_size() for p in program.module.parameters()) + CODE_BYTES
 
 
 def _manifest(

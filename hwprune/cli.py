@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = INTERRUPTED
     if status == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one was enough: the rest is cleaning up
+        exec("")  # where Ctrl-C ended another exec, CPython would remember it and die of SIGINT
         _say("interrupted; nothing is half written, what was measured is kept")
     sys.exit(status)
 
