@@ -31,6 +31,7 @@ from hwprune.prepare import Prepared, measure_kernels, open_table
 from hwprune.price import Cost, Sources, count_sources, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
+from hwprune.reach import check_latency
 from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
 
@@ -88,7 +89,8 @@ def search(
 ) -> Outcome:
     """Find and build the plan that keeps the most importance under the budgets.
 
-    Raises BudgetError (before any measurement, where MACs or parameters cannot be met).
+    Raises BudgetError: before any measurement where MACs or parameters cannot be met, after that
+    of the narrowest and the full network's kernels where a latency cannot.
     """
     fixed = {r: b.absolute(prepared.dense(r)) for r, b in budgets.items() if r != LATENCY}
     costs = {MACS: prepared.macs, PARAMS: prepared.params}
@@ -137,8 +139,10 @@ class _Loop:
     def run(self) -> Outcome:
         prepared, progress = self.prepared, self.progress
         with open_table(prepared.target) as table:
+            with progress.stage("check the budget") as advance:
+                first = check_latency(prepared, table, self.budget, advance)
             with progress.stage("measure kernels") as advance:
-                kernels = measure_kernels(prepared, table, advance)
+                kernels = first.then(measure_kernels(prepared, table, advance))
             with progress.stage("compile dense"):
                 dense = build(prepared.program, prepared.target, prepared.threads)
             profile = dense.lowered.profile(dense.artifact.example_inputs())

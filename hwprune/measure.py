@@ -44,6 +44,14 @@ class Measured:
     failed: tuple[Workload, ...]
     seconds: float
 
+    def then(self, later: Measured) -> Measured:
+        """This run and a later one that also asked for everything of this one."""
+        failed = tuple(dict.fromkeys((*self.failed, *later.failed)))
+        seconds = self.seconds + later.seconds
+        return Measured(
+            later.reused - self.measured, later.measured + self.measured, failed, seconds
+        )
+
 
 def measure(
     workloads: Iterable[Workload],

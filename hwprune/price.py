@@ -88,6 +88,18 @@ def required(sites: Sequence[Site], candidates: Candidates) -> tuple[Workload, .
     return tuple(found)
 
 
+def extremes(
+    sites: Sequence[Site], candidates: Candidates
+) -> tuple[tuple[Workload, Workload, int], ...]:
+    """Every kernel at the smallest and at the full widths, and how often it is launched."""
+    found = []
+    for site, names in _merged(sites).items():
+        ends = [(points[0], points[-1]) for points in _measured_points(site, candidates)]
+        narrow, full = (site.sample(tuple(e[i] for e in ends)) for i in (0, 1))
+        found.append((narrow, full, len(names)))
+    return tuple(found)
+
+
 def latency_costs(
     sites: Sequence[Site],
     candidates: Candidates,

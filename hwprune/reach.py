@@ -1,0 +1,48 @@
+"""Whether a latency budget can be met at all, from two kernels of every layer.
+
+In: a `Prepared` network, its table and a budget. The kernels of the narrowest and of the full
+network are measured first (the search needs them anyway): a hopeless budget is refused in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hwprune.budget import Budget
+from hwprune.errors import BudgetError
+from hwprune.measure import Measured, measure
+from hwprune.prepare import Prepared
+from hwprune.price import extremes
+from hwprune.table import LatencyTable
+
+MARGIN = 1.15  # sums of kernels are this near to a network before they are calibrated
+
+
+def check_latency(
+    prepared: Prepared,
+    table: LatencyTable,
+    budget: Budget,
+    advance: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measure the narrowest and the full network's kernels; says what was measured.
+
+    Raises BudgetError, with the smallest reachable latency, where even that exceeds the budget by
+    more than a sum of kernels can be wrong.
+    """
+    ends = extremes(prepared.sites, prepared.candidates)
+    workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
+    threads = prepared.threads
+    done = measure(workloads, prepared.target, threads, table, progress=advance)
+    if done.failed:
+        return done  # reported where the costs are made
+    least_us = sum(count * table.latency_us(narrow, threads) for narrow, _, count in ends)
+    dense_us = sum(count * table.latency_us(full, threads) for _, full, count in ends)
+    goal_us = budget.absolute(dense_us)
+    if least_us > MARGIN * goal_us:
+        raise BudgetError(
+            f"cannot be met: {goal_us / 1000:.6g} ms asked, about {least_us / 1000:.4g} ms is the "
+            f"smallest reachable ({100 * least_us / dense_us:.1f}% of the dense network)",
+            where="latency",
+            hint="raise the budget",
+        )
+    return done
