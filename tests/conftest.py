@@ -1,9 +1,48 @@
-"""Every test session measures into a latency table of its own, on two threads at most."""
+"""Every test session measures into a latency table of its own, on two threads at most.
+
+`run` is the command line in this process; `no_work` forbids measuring and compiling.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+
+import pytest
 
 os.environ.setdefault("TVM_NUM_THREADS", "2")
 os.environ["HWPRUNE_CACHE"] = tempfile.mkdtemp(prefix="hwprune-tests-")
+
+from hwprune import cli
+from tests.command_line import ROOT, Done
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Run the command line in this process; there must never be a traceback."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert isinstance(end.value.code, int)
+        return Done(end.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a kernel would be measured or a network compiled."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("long work was started")
+
+    for name in ("measure_kernels", "check_latency", "build"):
+        monkeypatch.setattr(f"hwprune.latency.{name}", fail)
+    monkeypatch.setattr("hwprune.pipeline.build", fail)
+    monkeypatch.setattr("hwprune.pipeline.measure_kernels", fail)
