@@ -12,6 +12,8 @@ def macs(workload: Workload) -> int:
     """Multiply-accumulates of a kernel; 0 for one that has no contraction."""
     if workload.op in ("conv2d", "linear"):
         return prod(workload.output.shape) * prod(workload.params[0].shape[1:])
+    if workload.op == "matmul":
+        return prod(workload.output.shape) * workload.inputs[0].shape[-1]
     if workload.op == "aten":
         return _aten(workload)
     return 0

@@ -47,6 +47,9 @@ CASES = {
         (),
         (S("bias"), S("add"), S("gelu_tanh")),
     ),
+    "matmul": Workload("matmul", (plain(3, 4, 21, 30), plain(3, 4, 30, 32)), plain(3, 4, 21, 32)),
+    "matmul-tail": Workload("matmul", (plain(1, 50, 33), plain(1, 33, 43)), plain(1, 50, 43)),
+    "matmul-row": Workload("matmul", (plain(1, 70), plain(70, 150)), plain(1, 150)),
     "max_pool": Workload(
         "max_pool2d",
         (packed(1, 40, 13, 13),),

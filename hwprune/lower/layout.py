@@ -57,7 +57,7 @@ def _stays_packed(
     native: Mapping[fx.Node, str],
     output: tuple[int, ...],
 ) -> bool:
-    if root.op == "linear" or any(len(shape(n)) != 4 for n in operands):
+    if root.op in ("linear", "matmul") or any(len(shape(n)) != 4 for n in operands):
         return False
     if not any(native[n] == PACKED for n in operands):
         return False

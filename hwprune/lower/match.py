@@ -160,6 +160,17 @@ def _linear(node: fx.Node) -> Root | None:
     return Root("linear", (x,), {}, weight, bias)
 
 
+def _matmul(node: fx.Node) -> Root | None:
+    a, b = node.args[:2]
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    if _is_parameter(a) or _is_parameter(b) or not is_float(a) or not is_float(b):
+        return None
+    if len(shape(a)) < 2 or shape(a)[:-2] != shape(b)[:-2]:
+        return None
+    return Root("matmul", (a, b))
+
+
 def _max_pool2d(node: fx.Node) -> Root | None:
     x = node.args[0]
     if len(shape(x)) != 4:
@@ -280,6 +291,9 @@ _FINDERS = {
     "aten.conv2d": _conv2d,
     "aten.convolution": _conv2d,
     "aten.linear": _linear,
+    "aten.matmul": _matmul,
+    "aten.bmm": _matmul,
+    "aten.mm": _matmul,
     "aten.max_pool2d": _max_pool2d,
     "aten.avg_pool2d": _avg_pool2d,
     "aten.adaptive_avg_pool2d": _adaptive_pool,

@@ -113,6 +113,10 @@ def _linear(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
     return F.linear(next(inputs), next(params))
 
 
+def _matmul(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
+    return torch.matmul(next(inputs), next(inputs))
+
+
 def _max_pool2d(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
     top, left, bottom, right = workload.attr("padding")
     x = F.pad(next(inputs), (left, right, top, bottom), value=-3.4e38)
@@ -216,6 +220,7 @@ def _decode(value: Any, inputs: list[Tensor], params: list[Tensor]) -> Any:
 _MAIN: dict[str, Callable[[Workload, Iterator[Tensor], Iterator[Tensor]], Tensor]] = {
     "conv2d": _conv2d,
     "linear": _linear,
+    "matmul": _matmul,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,

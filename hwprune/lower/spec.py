@@ -69,6 +69,7 @@ class Workload:
                         depthwise is a convolution with I == groups. Input may be PLAIN
                         (first layer) or PACKED; output is PACKED.
       linear            PLAIN (..., K) -> PLAIN (..., M); params[0] the weight (M, K)
+      matmul            PLAIN (..., M, K) x PLAIN (..., K, N) -> PLAIN (..., M, N)
       max_pool2d        attrs kernel, stride, padding (4), dilation
       avg_pool2d        attrs kernel, stride, padding (4), count_include_pad, divisor
       global_avg_pool   (N, C, H, W) PACKED -> (N, C, 1, 1) PACKED or (N, C) PLAIN

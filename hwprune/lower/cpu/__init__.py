@@ -5,12 +5,19 @@ In: a `Workload`, a `Target`, a thread count. Out: the `Kernel` of the first rul
 
 from __future__ import annotations
 
-from hwprune.lower.cpu import conv, depthwise, linear, move, pool
+from hwprune.lower.cpu import conv, depthwise, linear, matmul, move, pool
 from hwprune.lower.cpu.emit import Context, is_float
 from hwprune.lower.spec import Kernel, Workload
 from hwprune.target import Target
 
-RULES = (depthwise.schedule, conv.schedule, linear.schedule, pool.schedule, move.schedule)
+RULES = (
+    depthwise.schedule,
+    conv.schedule,
+    linear.schedule,
+    matmul.schedule,
+    pool.schedule,
+    move.schedule,
+)
 
 
 def schedule(workload: Workload, target: Target, threads: int) -> Kernel | None:
