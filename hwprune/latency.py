@@ -35,7 +35,7 @@ from hwprune.reach import check_latency
 from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
 
-ROUNDS = 15
+ROUNDS = 31
 RUNS_A_ROUND = 5
 CORRECTIONS = 3
 OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
