@@ -24,10 +24,11 @@ def remembered() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        _seen.clear()  # what is done afterwards in this process was not interrupted
 
 
 def seen() -> bool:
-    """Whether Ctrl-C was pressed since `remembered` was entered."""
+    """Whether Ctrl-C was pressed in the `remembered` block we are in."""
     return _seen.is_set()
 
 

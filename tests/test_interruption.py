@@ -127,3 +127,11 @@ def test_an_interruption_that_a_library_swallows_is_noticed(tmp_path: Path) -> N
         with pytest.raises(KeyboardInterrupt), Clock().stage("next"):
             pass
     nothing_in(tmp_path)
+
+
+def test_an_interruption_is_over_with_its_block(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt), interrupt.remembered():
+        signal.raise_signal(signal.SIGINT)
+    assert not interrupt.seen()
+    write_two_files(tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"a", "b"}
