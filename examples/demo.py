@@ -6,6 +6,7 @@ Run as `python -m examples.demo`. It writes the artifact, with report.html, to `
 from __future__ import annotations
 
 import argparse
+import warnings
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from hwprune.report import print_report
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", default="50%")
     parser.add_argument("--out", default="demo")

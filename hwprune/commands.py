@@ -20,11 +20,13 @@ from hwprune.options import (
     Input,
     Latency,
     Macs,
+    Mean,
     Model,
     Out,
     Params,
     PlanFile,
     Seed,
+    Std,
     TargetOption,
     Threads,
     model_name,
@@ -53,6 +55,8 @@ def compile_command(
     input_: Input = None,
     threads: Threads = 1,
     calibrate: Calibrate = None,
+    mean: Mean = "0.5",
+    std: Std = "0.5",
     importance: Importance = "l2",
     seed: Seed = 0,
     arg: Args = None,
@@ -71,7 +75,7 @@ def compile_command(
     }  # fmt: skip
     read_request(**asked, compiles=True)
     with _progress(as_json) as progress:
-        given, inputs, images = read_inputs(model, arg, input_, calibrate)
+        given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
             given, inputs, out=out, progress=progress, importance=importance, seed=seed,
             calibrate=images, name=model_name(model), **asked,
@@ -95,6 +99,8 @@ def prune_command(
     input_: Input = None,
     threads: Threads = 1,
     calibrate: Calibrate = None,
+    mean: Mean = "0.5",
+    std: Std = "0.5",
     importance: Importance = "l2",
     seed: Seed = 0,
     arg: Args = None,
@@ -114,7 +120,7 @@ def prune_command(
     }  # fmt: skip
     read_request(**asked)
     with _progress(as_json) as progress:
-        given, inputs, images = read_inputs(model, arg, input_, calibrate)
+        given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
             given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
             name=model_name(model), **asked,

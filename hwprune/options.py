@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hwprune.errors import HwpruneError
 
 Model = Annotated[
     str, typer.Argument(help="package.module:callable, or a .pt2 file", metavar="MODEL")
@@ -27,6 +30,10 @@ Threads = Annotated[int, typer.Option(help="Threads of the compiled network.", m
 Calibrate = Annotated[
     Path | None, typer.Option(help="Directory of unlabelled images to recover accuracy with.")
 ]
+Mean = Annotated[
+    str, typer.Option(help="Subtracted from those images (scaled to 0..1): one number or one each.")
+]
+Std = Annotated[str, typer.Option(help="Those images are then divided by this, likewise.")]
 Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
@@ -34,11 +41,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 def read_inputs(
-    model: str, arg: list[str] | None, shapes: list[str] | None, calibrate: Path | None = None
+    model: str,
+    arg: list[str] | None,
+    shapes: list[str] | None,
+    calibrate: Path | None = None,
+    mean: str = "0.5",
+    std: str = "0.5",
 ) -> tuple[Any, Any, Any]:
     """(model, example inputs, calibration images) from what was written on the command line."""
     from hwprune.model_ref import example_inputs, load_model, parse_arguments
 
+    scale = _numbers(mean, "--mean"), _numbers(std, "--std", positive=True)
     given = load_model(model, parse_arguments(arg or []))
     inputs = example_inputs(shapes or [], given)
     images = None
@@ -46,8 +59,31 @@ def read_inputs(
         from hwprune.recover import load_images
 
         shape = inputs[0].shape if inputs else _own_shape(given)
-        images = load_images(calibrate, tuple(shape), limit=160)
+        _check_channels(scale, int(shape[1]) if len(shape) > 1 else 1)
+        images = load_images(calibrate, tuple(shape), limit=160, mean=scale[0], std=scale[1])
     return given, inputs, images
+
+
+def _numbers(text: str, option: str, *, positive: bool = False) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(math.isfinite(x) and (x > 0 or not positive) for x in numbers):
+        raise HwpruneError(
+            f"{text!r} is not a list of {'positive ' if positive else ''}numbers",
+            where=option,
+            hint="one number, or one per channel: 0.485,0.456,0.406",
+        )
+    return numbers
+
+
+def _check_channels(scale: tuple[tuple[float, ...], tuple[float, ...]], channels: int) -> None:
+    for option, numbers in zip(("--mean", "--std"), scale, strict=True):
+        if len(numbers) not in (1, channels):
+            raise HwpruneError(
+                f"{len(numbers)} numbers for images of {channels} channels", where=option
+            )
 
 
 def _own_shape(path: Path) -> Any:

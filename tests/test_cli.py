@@ -70,6 +70,8 @@ def test_help_names_every_command() -> None:
         (("prune", "tests.small_net:nan_net", *SHAPE, "--macs", "50%"), "NaN"),
         (("prune", "tests.small_net:unexportable", "--input", "2,4", "--macs", "50%"), "small_net"),
         (("prune", NET, *SHAPE, "--macs", "50%", "--calibrate", "nowhere"), "nowhere"),
+        (("prune", NET, *SHAPE, "--macs", "50%", "--mean", "0.5,x"), "--mean"),
+        (("prune", NET, *SHAPE, "--macs", "50%", "--std", "0.5,0,0.5"), "positive"),
         (("prune", "missing.pt2", "--macs", "50%"), "missing.pt2"),
     ],
 )
