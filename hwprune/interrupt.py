@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _seen = threading.Event()
 
@@ -20,9 +22,11 @@ def remembered() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, _interrupt)
+    report, sys.unraisablehook = sys.unraisablehook, _quiet(sys.unraisablehook)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGINT, before)
         _seen.clear()  # what is done afterwards in this process was not interrupted
 
@@ -53,6 +57,15 @@ def held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if waiting:
             signal.raise_signal(signal.SIGINT)
+
+
+def _quiet(report: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Says nothing of objects that an interruption left half made and that fail in `__del__`."""
+
+    def hook(unraisable: Any) -> object:
+        return None if _seen.is_set() else report(unraisable)
+
+    return hook
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -143,3 +143,26 @@ def test_an_interruption_is_over_with_its_block(tmp_path: Path) -> None:
     assert not interrupt.seen()
     write_two_files(tmp_path / "out")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"a", "b"}
+
+
+class HalfMade:
+    """As a library's object whose `__init__` was interrupted: it has nothing to remove."""
+
+    def __del__(self) -> None:
+        raise AttributeError("directory")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("pressed", [True, False])
+def test_what_an_interruption_left_half_made_is_not_reported(
+    pressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with contextlib.suppress(KeyboardInterrupt), interrupt.remembered():
+        made = HalfMade()
+        if pressed:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        del made
+    assert len(told) == (0 if pressed else 1)
