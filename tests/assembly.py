@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hwprune.lower.cpu import schedule
-from hwprune.lower.kernels import tvm_target
 from hwprune.lower.spec import Workload
 from hwprune.target import Target
-from hwprune.tvm_runtime import load_tvm
+from tests.kernel_cases import compiled
 
 _LABEL = re.compile(r"(\.LBB\w+):")
 _JUMP = re.compile(r"j\w+\s+(\.LBB\w+)")
@@ -41,10 +39,7 @@ class Loop:
 
 def assembly_of(workload: Workload, target: Target, threads: int = 1) -> str:
     """The assembly (AT&T) of the kernel that a rule makes of a workload."""
-    tvm, kernel = load_tvm(), schedule(workload, target, threads)
-    assert kernel is not None, "no rule took the workload"
-    module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})
-    return str(tvm.compile(module, target=tvm_target(target)).mod.inspect_source("s"))
+    return str(compiled(workload, target, threads)[1].mod.inspect_source("s"))
 
 
 def innermost_loops(assembly: str) -> list[Loop]:
