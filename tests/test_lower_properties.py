@@ -11,7 +11,7 @@ from hwprune.errors import TargetError
 from hwprune.lower.spec import Workload
 from hwprune.target import Target, check_runnable, load_target
 from tests import kernel_strategies as make
-from tests.kernel_cases import run_kernel
+from tests.kernel_cases import packed, plain, run_kernel
 
 TARGETS = pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
 THREADS = st.sampled_from((1, 2))
@@ -40,28 +40,28 @@ def check(workload: Workload, target: str, threads: int) -> None:
 
 
 @TARGETS
-@examples(18)
+@examples(14)
 @given(workload=make.dense(make.windows(5)), threads=THREADS)
 def test_convolution(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(12)
+@examples(8)
 @given(workload=make.dense(st.just(make.Window())), threads=THREADS)
 def test_pointwise_convolution(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(14)
+@examples(10)
 @given(workload=make.grouped(), threads=THREADS)
 def test_grouped_convolution(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(12)
+@examples(9)
 @given(data=st.data(), threads=THREADS)
 def test_depthwise_convolution(target: str, data: st.DataObject, threads: int) -> None:
     widest = 7 if target == "x86-64-v4" else 5  # see BROKEN in test_lower_assembly.py
@@ -69,28 +69,28 @@ def test_depthwise_convolution(target: str, data: st.DataObject, threads: int) -
 
 
 @TARGETS
-@examples(15)
+@examples(10)
 @given(workload=make.linears(), threads=THREADS)
 def test_linear(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(12)
+@examples(8)
 @given(workload=make.matmuls(), threads=THREADS)
 def test_matmul(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(20)
+@examples(14)
 @given(workload=st.one_of(make.pools(), make.pools(), make.means()), threads=THREADS)
 def test_pools(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
 
 
 @TARGETS
-@examples(30)
+@examples(24)
 @given(
     workload=st.one_of(make.concats(), make.slices(), make.shuffles(), make.layouts),
     threads=THREADS,
@@ -100,7 +100,20 @@ def test_movement(target: str, workload: Workload, threads: int) -> None:
 
 
 @TARGETS
-@examples(20)
+@examples(15)
 @given(workload=make.elementwise(), threads=THREADS)
 def test_elementwise(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="TVM: a loop's variable is defined twice in the border's copy"
+)
+def test_a_border_below_only() -> None:
+    """The last row of the border is read by no tap, so the copy's last iteration is a part alone."""
+    window = make.Window((2, 1), (2, 1), (1, 1), (0, 0, 1, 0))
+    attrs = (("dilation", window.dilation), ("padding", window.padding), ("stride", window.stride))
+    workload = Workload(
+        "conv2d", (packed(1, 16, 4, 4),), packed(1, 16, 2, 4), (plain(16, 16, 2, 1),), attrs
+    )
+    check(workload, "x86-64-v4", 1)
