@@ -107,10 +107,10 @@ def test_elementwise(target: str, workload: Workload, threads: int) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="TVM: a loop's variable is defined twice in the border's copy"
+    strict=True, reason="TVM's compaction of the bordered plane leaks the variable of its row loop"
 )
 def test_a_border_below_only() -> None:
-    """The last row of the border is read by no tap, so the copy's last iteration is a part alone."""
+    """No tap reads the last row of the bordered plane."""
     window = make.Window((2, 1), (2, 1), (1, 1), (0, 0, 1, 0))
     attrs = (("dilation", window.dilation), ("padding", window.padding), ("stride", window.stride))
     workload = Workload(
