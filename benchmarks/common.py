@@ -84,11 +84,14 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def finish(
-    out: Path | None, rows: Sequence[Mapping[str, Any]], packages: Iterable[str] = ()
+    out: Path | None,
+    rows: Sequence[Mapping[str, Any]],
+    packages: Iterable[str] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the envelope where --out asks for it, and say so."""
+    """Write the envelope (and `facts` about all rows) where --out asks for it, and say so."""
     if out is not None:
-        write(out, envelope(rows, packages))
+        write(out, envelope(rows, packages) | dict(facts or {}))
         console.print(f"written to {out}")
 
 

@@ -24,7 +24,7 @@ from hwprune.capture import Program, specialize
 from hwprune.deploy import LIBRARY, Artifact, Manifest, TensorInfo
 from hwprune.errors import LoweringError, ToolchainError
 from hwprune.lower import Lowered, lower
-from hwprune.target import Target
+from hwprune.target import Target, required_isa
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 CODE_BYTES = 4 << 20
@@ -43,15 +43,16 @@ class Build:
 def build(program: Program, target: Target, threads: int) -> Build:
     """Lower, compile, load and check a program.
 
-    Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`,
+    Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`
+    or a tensor is empty or too large, ArtifactError if the code does not run on this CPU,
     ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is no
     room for it.
     """
     check_compiler()
     check_room(tempfile.gettempdir(), _temporary_bytes(program))
     static = specialize(program)
-    reference = run_torch(static)
     lowered = lower(static, target, threads)
+    reference = run_torch(static)
     directory = Path(tempfile.gettempdir()) / f"hwprune-{uuid.uuid4().hex}"
     try:
         directory.mkdir(mode=0o700)
@@ -101,7 +102,7 @@ def _manifest(
     return Manifest(
         model=program.name,
         target=target.name,
-        isa=target.isa,
+        isa=required_isa(target),
         threads=threads,
         inputs=tuple(_info(n, t) for n, t in zip(placeholders, program.inputs, strict=True)),
         outputs=tuple(_info(f"output_{i}", t) for i, t in enumerate(outputs)),

@@ -63,6 +63,7 @@ def capture(
     else:
         if inputs is None:
             raise ModelError("a module needs example inputs", hint="pass a tuple of tensors")
+        _check_sizes(tuple(inputs))
         _check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
         program = _from_module(model, tuple(inputs), name or type(model).__name__)
     _check_finite(dict(program.module.named_parameters()), dict(program.module.named_buffers()))
@@ -93,6 +94,17 @@ def _check_finite(*tensors: Mapping[str, Tensor]) -> None:
                 raise ModelError("the weights contain infinite values", where=name)
 
 
+def _check_sizes(inputs: tuple[Tensor, ...]) -> None:
+    """ModelError naming the first example input that has no elements."""
+    for i, given in enumerate(inputs):
+        if isinstance(given, Tensor) and given.numel() == 0:
+            raise ModelError(
+                f"the input of shape {tuple(given.shape)} has no elements",
+                where=f"inputs[{i}]",
+                hint="every size must be at least 1",
+            )
+
+
 def _check_inputs(inputs: tuple[Tensor, ...], placeholders: list[fx.Node]) -> None:
     """ModelError where the example inputs do not fit an exported program's."""
     if len(inputs) != len(placeholders):
@@ -121,6 +133,7 @@ def _from_exported(
         if exported.example_inputs is None:
             raise ModelError("the exported program has no example inputs", hint="pass inputs")
         inputs = exported.example_inputs[0]
+    _check_sizes(tuple(inputs))
     module = _unlift(exported)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     _check_inputs(tuple(inputs), placeholders)

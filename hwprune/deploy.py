@@ -21,6 +21,7 @@ import numpy as np
 
 from hwprune.atomic import replace_directory
 from hwprune.errors import ArtifactError
+from hwprune.host_cpu import read_cpu
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 MANIFEST = "manifest.json"
@@ -87,10 +88,12 @@ class Artifact:
     """A compiled network that runs on NumPy arrays.
 
     Call it with one array per input (shapes and dtypes as in `manifest.inputs`); it returns one
-    array, or a tuple where the network has several outputs.
+    array, or a tuple where the network has several outputs. Raises ArtifactError before any of its
+    code is loaded if that needs instructions that this CPU lacks.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
+        _check_cpu(directory, manifest)
         self.directory = directory
         self.manifest = manifest
         tvm = load_tvm()
@@ -194,13 +197,6 @@ def load(directory: str | os.PathLike[str]) -> Artifact:
             raise ArtifactError(
                 "does not match its hash in manifest.json", where=str(file), hint="compile again"
             )
-    missing = sorted(set(manifest.isa) - _cpu_flags())
-    if missing:
-        raise ArtifactError(
-            f"needs instructions that this CPU lacks: {', '.join(missing)}",
-            where=str(path),
-            hint=f"it was compiled for target {manifest.target!r}",
-        )
     return Artifact(path, manifest)
 
 
@@ -242,13 +238,12 @@ def _use_threads(threads: int) -> None:
         set_threads(threads)
 
 
-def _cpu_flags() -> set[str]:
-    """Instruction-set flags of this CPU as Linux names them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
+def _check_cpu(directory: Path, manifest: Manifest) -> None:
+    cpu = read_cpu()
+    missing = sorted(set(manifest.isa) - cpu.flags)
+    if missing:
+        raise ArtifactError(
+            f"needs instructions that this CPU ({cpu.model}) lacks: {', '.join(missing)}",
+            where=str(directory),
+            hint=f"it was compiled for target {manifest.target!r}",
+        )

@@ -94,6 +94,17 @@ def require_measured(workloads: Iterable[Workload], table: LatencyTable, threads
         table.latency_us(workload, threads)
 
 
+def time_together(workloads: Sequence[Workload], target: Target, threads: int) -> np.ndarray:
+    """Compile kernels together and time them in turn: (rounds, kernels) microseconds.
+
+    Nothing is stored. Raises LoweringError if one cannot be compiled, TargetError if they cannot
+    run here.
+    """
+    from hwprune.lower import build_kernels
+
+    return _time_module(build_kernels(workloads, target, threads), target)
+
+
 def time_rounds(
     launches: Sequence[Callable[[int], None]], prepare: Sequence[Callable[[], None]]
 ) -> np.ndarray:
@@ -131,13 +142,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _time_batch(workloads: Sequence[Workload], target: Target, threads: int) -> list[Row]:
     """Compile kernels together and time them in turn; those of a failing batch one by one."""
-    from hwprune.lower import build_kernels
-
     if not workloads:
         return []
     try:
-        module = build_kernels(workloads, target, threads)
-        times = _time_module(module, target)
+        times = time_together(workloads, target, threads)
     except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
         if len(workloads) == 1:
             return [_failed(workloads[0], threads, error)]

@@ -13,6 +13,7 @@ from hwprune.capture import Program, specialize
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.lower import fold_batch_norm, fuse
+from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
 from hwprune.price import Cost, full_widths, macs_costs, params_costs, required
 from hwprune.provenance import provenance_of
@@ -50,7 +51,9 @@ def prepare(program: Program, target: Target, threads: int) -> Prepared:
     specialized = specialize(program)
     coupling = couple(specialized)
     folded = fold_batch_norm(specialized)
-    found = sites(fuse(folded), coupling, folded)
+    calls = fuse(folded)
+    check_calls(calls, folded, target.lanes)
+    found = sites(calls, coupling, folded)
     candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
     shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
     return Prepared(

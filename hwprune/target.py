@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import TargetError
-from hwprune.host_cpu import X86_FEATURES, CpuFacts, features, read_cpu, vector_unit
+from hwprune.host_cpu import (
+    ARM_FEATURES,
+    X86_FEATURES,
+    CpuFacts,
+    features,
+    read_cpu,
+    vector_unit,
+)
 from hwprune.target_schema import read_toml
 
 FILE = "target.toml"
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same
 
 
 @dataclass(frozen=True)
@@ -97,13 +105,37 @@ def check_runnable(target: Target, facts: CpuFacts | None = None) -> None:
             f"target {target.name!r} does not run on this machine (runner {target.runner!r})"
         )
     facts = facts or read_cpu()
+    if architecture(target, facts) != _ARCHITECTURES.get(facts.machine, facts.machine):
+        raise TargetError(
+            f"target {target.name!r} is for {architecture(target, facts)}, "
+            f"this machine is {facts.machine}",
+            hint="choose the target host",
+        )
     missing = sorted(set(target.isa) - facts.flags)
+    missing = missing or sorted(set(required_isa(target)) - facts.flags)
     if missing:
         raise TargetError(
             f"target {target.name!r} needs instructions that this CPU ({facts.model}) lacks: "
             f"{', '.join(missing)}",
-            hint="compile for it here, run it there; or choose the target host",
+            hint="choose the target host, or a machine that has them",
         )
+
+
+def architecture(target: Target, facts: CpuFacts) -> str:
+    """What a target's code is for: "x86_64", "aarch64", …; this machine's where it does not say."""
+    triple = str(target.tvm_target.get("mtriple") or facts.machine)
+    name = triple.partition("-")[0]
+    return _ARCHITECTURES.get(name, name)
+
+
+def required_isa(target: Target) -> tuple[str, ...]:
+    """The features that a target's code may use: those it declares and those its CPU implies."""
+    if target.tvm_target.get("kind") != "llvm":
+        return target.isa
+    emitted = _llvm_features(target.tvm_target)
+    known = X86_FEATURES if "sse2" in emitted else ARM_FEATURES
+    implied = {linux for linux, llvm in known.items() if llvm in emitted}
+    return tuple(sorted({*target.isa, *implied}))
 
 
 def target_directories() -> tuple[Path, ...]:
@@ -181,18 +213,21 @@ def host_attributes(facts: CpuFacts, mcpu: str) -> list[str]:
     """
     if facts.machine in ("aarch64", "arm64"):
         return ["+neon"]
-    from hwprune.tvm_runtime import load_tvm
-
-    tvm = load_tvm()
-    implied = tvm.target.codegen.llvm_get_cpu_features(
-        tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
-    )
-    names = {str(feature) for feature in implied}
+    names = _llvm_features({"kind": "llvm", "mcpu": mcpu})
     hidden = sorted(
         llvm for linux, llvm in X86_FEATURES.items() if llvm in names and linux not in facts.flags
     )
     wide = ["-prefer-256-bit"] if vector_unit(facts)[0] == 512 else []
     return [*(f"-{llvm}" for llvm in hidden), *wide]
+
+
+def _llvm_features(tvm_target: Mapping[str, Any]) -> set[str]:
+    """The features, by LLVM's names, that code for one of TVM's targets may use."""
+    from hwprune.tvm_runtime import load_tvm
+
+    tvm = load_tvm()
+    found = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(dict(tvm_target)))
+    return {str(feature) for feature in found}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

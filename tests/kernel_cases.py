@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from hwprune.lower.cpu import schedule
+from hwprune.lower.kernels import tvm_target
 from hwprune.lower.reference import evaluate, pack
-from hwprune.lower.spec import PACKED, PLAIN, Step, TensorSpec, Workload
+from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
 from hwprune.target import Target
 from hwprune.tvm_runtime import load_tvm, set_threads
 
@@ -53,28 +56,46 @@ def conv(
 
 def relative_error(workload: Workload, target: Target, threads: int) -> float:
     """Compile and run a workload on random data; largest error over the largest output."""
-    tvm = load_tvm()
-    kernel = schedule(workload, target, threads)
-    assert kernel is not None, "no rule took the workload"
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(t.shape, generator=generator) for t in workload.inputs]
-    params = [torch.randn(t.shape, generator=generator) for t in workload.params]
-    module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})
-    library = tvm.compile(module, target=tvm.target.Target(dict(target.tvm_target)))
-    set_threads(threads)
-    arrays = [
-        pack(x, t, target.lanes).numpy() for x, t in zip(inputs, workload.inputs, strict=True)
-    ]
-    arrays += kernel.pack(tuple(p.numpy() for p in params))
-    output = tvm.runtime.tensor(np.full(workload.output.physical(target.lanes), np.nan, np.float32))
-    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays), output)
-    wanted = evaluate(workload, [x.double() for x in inputs], [p.double() for p in params]).numpy()
-    found = output.numpy()
-    if workload.output.layout == PACKED:
-        assert np.isfinite(found).all(), "padding lanes must be finite"
-        n, c, h, w = workload.output.shape
-        found = found.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
+    found, wanted = run_kernel(workload, target, threads)
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
-__all__ = ["PACKED", "PLAIN", "conv", "packed", "plain", "relative_error"]
+def run_kernel(workload: Workload, target: Target, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """The logical output of a compiled workload on random data, and what it is in float64."""
+    tvm, (kernel, library) = load_tvm(), compiled(workload, target, threads)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(t.shape, generator=generator) for t in workload.inputs]
+    params = [torch.randn(t.shape, generator=generator) for t in workload.params]
+    pairs = zip(inputs, workload.inputs, strict=True)
+    arrays = [_physical(x, t, target.lanes) for x, t in pairs]
+    arrays += kernel.pack(tuple(p.numpy() for p in params))
+    output = tvm.runtime.tensor(np.full(workload.output.physical(target.lanes), np.nan, np.float32))
+    set_threads(threads)
+    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays), output)
+    wanted = evaluate(workload, [x.double() for x in inputs], [p.double() for p in params]).numpy()
+    found = output.numpy()
+    assert np.isfinite(found).all(), "all lanes must be written, with finite values"
+    if workload.output.layout == PACKED:
+        n, c, h, w = workload.output.shape
+        found = found.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
+    assert found.shape == wanted.shape
+    return found, wanted
+
+
+def compiled(workload: Workload, target: Target, threads: int) -> tuple[Kernel, Any]:
+    """The kernel that a rule makes of a workload, and TVM's executable of it."""
+    tvm, kernel = load_tvm(), schedule(workload, target, threads)
+    assert kernel is not None, "no rule took the workload"
+    module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})
+    return kernel, tvm.compile(module, target=tvm_target(target))
+
+
+def _physical(x: torch.Tensor, spec: TensorSpec, lanes: int) -> np.ndarray:
+    """An input as it lies in memory; lanes past the channels hold values that must not count."""
+    array = pack(x, spec, lanes).numpy()
+    if spec.layout == PACKED and spec.shape[1] % lanes:
+        array[:, -1, :, :, spec.shape[1] % lanes :] = 77.0
+    return array
+
+
+__all__ = ["PACKED", "PLAIN", "compiled", "conv", "packed", "plain", "relative_error", "run_kernel"]

@@ -11,7 +11,7 @@ import numpy as np
 from hwprune.errors import LoweringError
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.spec import Kernel, TensorSpec, Workload
-from hwprune.target import Target
+from hwprune.target import Target, check_runnable
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 
@@ -59,7 +59,11 @@ class KernelModule:
 
 
 def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -> KernelModule:
-    """Compile kernels into one module. Raises LoweringError naming what TVM cannot compile."""
+    """Compile kernels into one module, to run here.
+
+    Raises LoweringError naming what TVM cannot compile, TargetError if it would not run here.
+    """
+    check_runnable(target)
     tvm = load_tvm()
     kernels = tuple(kernel_for(w, target, threads) for w in workloads)
     functions = {

@@ -51,7 +51,7 @@ def fold_batch_norm(program: Program) -> Program:
     like the weight, with `bias` as the last component. Weights shared by several calls get a name
     of their own, `weight@node`. What cannot be folded (a norm before a convolution) remains as
     a `channel_affine` node under the norm's name. Raises LoweringError for batch norm in
-    training mode.
+    training mode or with statistics that are not finite.
     """
     result = normalise(program)
     module = result.module
@@ -85,6 +85,12 @@ def _norm_to_affine(module: fx.GraphModule, node: fx.Node) -> None:
     shift = -mean * scale
     if node.args[2] is not None:
         shift = shift + _constant(module, node.args[2], node).double()
+    if not bool(torch.isfinite(torch.stack([scale, shift]).float()).all()):
+        raise LoweringError(
+            "a batch norm's statistics give a scale or shift that is not finite",
+            where=_norm_prefix(node) or place(node),
+            hint="its running variance must be positive",
+        )
     users = [u for u in node.users if packet(u) == "getitem"] or [node]
     if any(u is not node and u.args[1] != 0 for u in users):
         raise LoweringError("the statistics of a batch norm are read", where=place(node))

@@ -18,6 +18,7 @@ from hwprune.lower.elementwise import elementwise_root, ends_a_layer, first_step
 from hwprune.lower.epilogue import Absorbed, next_step
 from hwprune.lower.functional import place
 from hwprune.lower.layout import choose_layouts, same_channels
+from hwprune.lower.limits import check_tensors
 from hwprune.lower.match import Root, find_root, find_shuffle, is_alias, is_split, shape
 from hwprune.lower.spec import PLAIN, Call, Step, TensorSpec, Workload
 
@@ -45,13 +46,15 @@ class Fused:
 def fuse(program: Program) -> tuple[Call, ...]:
     """The kernel calls of a folded program, in launch order.
 
-    Raises LoweringError for graph nodes that are no tensor computation.
+    Raises LoweringError for graph nodes that are no tensor computation, and for tensors that are
+    empty or too large.
     """
     return fuse_graph(program).calls
 
 
 def fuse_graph(program: Program) -> Fused:
     """The kernel calls of a folded program and how its values are connected."""
+    check_tensors(program)
     return _Fuser(program).run()
 
 

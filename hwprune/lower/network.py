@@ -15,9 +15,10 @@ from hwprune.errors import LoweringError
 from hwprune.lower.fold import fold_batch_norm
 from hwprune.lower.fuse import fuse_graph
 from hwprune.lower.kernels import kernel_for, tvm_target
+from hwprune.lower.limits import check_calls
 from hwprune.lower.relax import compile_module, function_names, relax_module
 from hwprune.lower.spec import Call, Kernel, Workload
-from hwprune.target import Target
+from hwprune.target import Target, check_runnable
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 
@@ -26,6 +27,7 @@ class Lowered:
 
     `calls` are its kernel launches in order, `rules` says for each (by call name) which schedule
     rule took it and why. `executable` is TVM's; its function `main` takes and returns tensors.
+    What runs it raises TargetError where it is for a target that this machine is not.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Lowered:
         executable: Any,
         calls: tuple[Call, ...],
         kernels: Mapping[Workload, Kernel],
+        target: Target,
         threads: int,
     ) -> None:
-        self.executable, self.calls, self.threads = executable, calls, threads
+        self.executable, self.calls = executable, calls
+        self.target, self.threads = target, threads
         self.rules: dict[str, tuple[str, str]] = {
             c.name: (kernels[c.workload].rule, kernels[c.workload].reason) for c in calls
         }
@@ -77,9 +81,7 @@ class Lowered:
 
     def profile(self, inputs: Sequence[np.ndarray], repeats: int = 20) -> dict[str, float]:
         """Median microseconds of every call in its place in the network, by call name."""
-        tvm = load_tvm()
-        machine = tvm.relax.VirtualMachine(self.executable, tvm.cpu())
-        tensors = self._tensors(inputs)
+        machine, tensors = self._vm(), self._tensors(inputs)
         set_threads(self.threads)
         recorder = _Recorder(frozenset(self._symbols.values()))
         machine.set_instrument(recorder.instrument)
@@ -97,6 +99,7 @@ class Lowered:
 
     def _vm(self) -> Any:
         if self._machine is None:
+            check_runnable(self.target)
             tvm = load_tvm()
             self._machine = tvm.relax.VirtualMachine(self.executable, tvm.cpu())
         return self._machine
@@ -136,6 +139,7 @@ def lower(program: Program, target: Target, threads: int) -> Lowered:
     """
     folded = fold_batch_norm(program)
     fused = fuse_graph(folded)
+    check_calls(fused.calls, folded, target.lanes)
     kernels: dict[Workload, Kernel] = {}
     for call in fused.calls:
         if call.workload not in kernels:
@@ -145,7 +149,7 @@ def lower(program: Program, target: Target, threads: int) -> Lowered:
         executable = compile_module(module, tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the network: {error}") from error
-    return Lowered(executable, fused.calls, kernels, threads)
+    return Lowered(executable, fused.calls, kernels, target, threads)
 
 
 def _kernel(call: Call, program: Program, target: Target, threads: int) -> Kernel:

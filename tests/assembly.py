@@ -1,0 +1,74 @@
+"""Reading the assembly of a kernel: its innermost loops, and what is in the hottest of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hwprune.lower.spec import Workload
+from hwprune.target import Target
+from tests.kernel_cases import compiled
+
+_LABEL = re.compile(r"(\.LBB\w+):")
+_JUMP = re.compile(r"j\w+\s+(\.LBB\w+)")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*:")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of an innermost loop; `framed` where %rbp points to the stack in it."""
+
+    lines: tuple[str, ...]
+    framed: bool
+
+    def having(self, pattern: str) -> list[str]:
+        """The instructions that match."""
+        return [line for line in self.lines if re.search(pattern, line)]
+
+    @property
+    def multiply_adds(self) -> list[str]:
+        """Fused multiply-adds, of vectors and of single values."""
+        return self.having(r"^vfn?m(add|sub)\d+[ps]s\b")
+
+    @property
+    def spills(self) -> list[str]:
+        """Vector instructions that read or write the stack."""
+        stack = r"\(%r(sp|bp)\b" if self.framed else r"\(%rsp\b"
+        return [line for line in self.having(stack) if line.startswith("v")]
+
+
+def assembly_of(workload: Workload, target: Target, threads: int = 1) -> str:
+    """The assembly (AT&T) of the kernel that a rule makes of a workload."""
+    return str(compiled(workload, target, threads)[1].mod.inspect_source("s"))
+
+
+def innermost_loops(assembly: str) -> list[Loop]:
+    """Every stretch that ends in a jump back to its start and holds no other such stretch."""
+    found: list[Loop] = []
+    for function in _functions(assembly):
+        labels = {m[1]: i for i, line in enumerate(function) if (m := _LABEL.match(line))}
+        spans = [
+            (labels[m[1]], i)
+            for i, line in enumerate(function)
+            if (m := _JUMP.match(line)) and labels.get(m[1], i) < i
+        ]
+        framed = any(re.match(r"movq\s+%rsp, %rbp", line) for line in function)
+        for start, end in spans:
+            inner = [s for s in spans if s != (start, end) and start <= s[0] and s[1] <= end]
+            if not inner:
+                found.append(Loop(tuple(function[start : end + 1]), framed))
+    return found
+
+
+def hot_loop(assembly: str) -> Loop:
+    """The innermost loop with the most fused multiply-adds."""
+    return max(innermost_loops(assembly), key=lambda loop: len(loop.multiply_adds))
+
+
+def _functions(assembly: str) -> list[list[str]]:
+    functions: list[list[str]] = [[]]
+    for line in map(str.strip, assembly.splitlines()):
+        if _FUNCTION.match(line):
+            functions.append([])
+        functions[-1].append(line)
+    return functions
