@@ -5,14 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from hwprune.errors import TargetError
 from hwprune.lower.cpu import schedule
 from hwprune.lower.kernels import tvm_target
 from hwprune.lower.reference import evaluate, pack
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
-from hwprune.target import Target
+from hwprune.target import Target, check_runnable, load_target
 from hwprune.tvm_runtime import load_tvm, set_threads
+
+
+def runnable(name: str) -> Target:
+    """A target by name; skips the test where this machine lacks its instructions."""
+    target = load_target(name)
+    try:
+        check_runnable(target)
+    except TargetError as error:
+        pytest.skip(str(error))
+    return target
 
 
 def packed(*shape: int) -> TensorSpec:

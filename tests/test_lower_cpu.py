@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprune.errors import TargetError
-from hwprune.lower.cpu import schedule, tiles
+from hwprune.lower.cpu import schedule, tiles, winograd
 from hwprune.lower.spec import PLAIN, Step, Workload
-from hwprune.target import check_runnable, load_target
-from tests.kernel_cases import conv, packed, plain, relative_error
+from hwprune.target import load_target
+from tests.kernel_cases import conv, packed, plain, relative_error, runnable
 
 S = Step
 POOL = (("kernel", (3, 3)), ("padding", (1, 1, 1, 1)), ("stride", (2, 2)))
@@ -107,13 +108,12 @@ CASES = {
 }
 
 
-def runnable(name: str):
-    target = load_target(name)
-    try:
-        check_runnable(target)
-    except TargetError as error:
-        pytest.skip(str(error))
-    return target
+@pytest.fixture(scope="module", autouse=True)
+def directly() -> Iterator[None]:
+    """Convolutions by the direct rules: Winograd's have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "applies", lambda _: False)
+        yield
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -5,13 +5,14 @@ In: a `Workload`, a `Target`, a thread count. Out: the `Kernel` of the first rul
 
 from __future__ import annotations
 
-from hwprune.lower.cpu import conv, depthwise, linear, matmul, move, pool
+from hwprune.lower.cpu import conv, depthwise, linear, matmul, move, pool, winograd
 from hwprune.lower.cpu.emit import Context, is_float
 from hwprune.lower.spec import Kernel, Workload
 from hwprune.target import Target
 
 RULES = (
     depthwise.schedule,
+    winograd.schedule,
     conv.schedule,
     linear.schedule,
     matmul.schedule,

@@ -7,11 +7,18 @@ from hwprune.lower.cpu.emit import Buffer, Expr, T, const, loop, tirx
 from hwprune.lower.cpu.geometry import Geometry
 
 
-def copy_with_border(x: Buffer, g: Geometry, lanes: int | None, threads: int) -> Buffer:
-    """The padded planes: packed in blocks of `lanes` channels, or plain where that is None."""
+def copy_with_border(
+    x: Buffer, g: Geometry, size: tuple[int, int], lanes: int | None, threads: int
+) -> Buffer:
+    """Planes of `size`: packed in blocks of `lanes` channels, or plain where that is None.
+
+    The size must be what is read later and no more: TVM compacts a buffer to what is read, and
+    fails where that cuts off part of the loop that writes it.
+    """
     planes = g.channels if lanes is None else emit.blocks(g.channels, lanes)
-    top, left, bottom, right = g.padding
-    height, width = g.height + top + bottom, g.width + left + right
+    height, width = size
+    top, left = g.padding[0], min(g.padding[1], width)
+    copied = min(g.width, width - left)
     tail: tuple[int, ...] = () if lanes is None else (lanes,)
     padded = T.alloc_buffer((g.batch, planes, height, width, *tail), "float32")
     with emit.split_threads(g.batch * planes * height, threads) as (first, count):
@@ -21,8 +28,8 @@ def copy_with_border(x: Buffer, g: Geometry, lanes: int | None, threads: int) ->
             with T.If(inside):
                 with T.Then():
                     _fill_row(padded, [n, c, h], 0, left, tail)
-                    _copy_row(padded, x, [n, c, h], h - top, left, g.width, tail)
-                    _fill_row(padded, [n, c, h], left + g.width, right, tail)
+                    _copy_row(padded, x, [n, c, h], h - top, left, copied, tail)
+                    _fill_row(padded, [n, c, h], left + copied, width - left - copied, tail)
                 with T.Else():
                     _fill_row(padded, [n, c, h], 0, width, tail)
     return padded

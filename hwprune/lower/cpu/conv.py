@@ -154,8 +154,8 @@ class _Plan:
 
     def _bordered(self, x: Buffer) -> Buffer:
         plain = self.workload.inputs[0].layout == PLAIN
-        lanes = None if plain else self.context.lanes
-        return copy_with_border(x, self.geometry, lanes, self.context.threads)
+        lanes, g = None if plain else self.context.lanes, self.geometry
+        return copy_with_border(x, g, g.read, lanes, self.context.threads)
 
     def _part(
         self,

@@ -45,6 +45,13 @@ class Geometry:
         """1x1, stride 1, no padding: a matrix product over the pixels."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
+    @property
+    def read(self) -> tuple[int, int]:
+        """Rows and columns of the bordered plane that some tap reads."""
+        out, (sy, sx), (dy, dx) = (self.out_height, self.out_width), self.stride, self.dilation
+        height = (out[0] - 1) * sy + (self.kernel[0] - 1) * dy + 1
+        return height, (out[1] - 1) * sx + (self.kernel[1] - 1) * dx + 1
+
 
 @dataclass(frozen=True)
 class Reduction:

@@ -57,7 +57,15 @@ def fits(tile: Tile, registers: int) -> bool:
     return tile.accumulators + tile.blocks + 1 <= registers - 1
 
 
-def choose(rows: int, cols: int, blocks: int, registers: int, *, one_row: bool) -> Tile:
+def choose(
+    rows: int,
+    cols: int,
+    blocks: int,
+    registers: int,
+    *,
+    one_row: bool,
+    variant_cost: float = 0.01,
+) -> Tile:
     """The tile with the least modelled cycles over the whole output plane."""
     best: tuple[float, Tile] | None = None
     for b in range(1, min(blocks, 4) + 1):
@@ -66,14 +74,17 @@ def choose(rows: int, cols: int, blocks: int, registers: int, *, one_row: bool) 
                 tile = Tile(r, c, b)
                 if not fits(tile, registers):
                     continue
-                cost = (_plane(rows, cols, blocks, tile), -tile.accumulators)
+                cost = (plane_cycles(rows, cols, blocks, tile, variant_cost), -tile.accumulators)
                 if best is None or cost < (best[0], -best[1].accumulators):
                     best = (cost[0], tile)
     assert best is not None
     return best[1]
 
 
-def _plane(rows: int, cols: int, blocks: int, tile: Tile) -> float:
+def plane_cycles(
+    rows: int, cols: int, blocks: int, tile: Tile, variant_cost: float = 0.01
+) -> float:
+    """Modelled cycles of one reduction step over a whole output plane."""
     total = 0.0
     variants = 0
     for r in segments(rows, tile.rows):
@@ -81,4 +92,4 @@ def _plane(rows: int, cols: int, blocks: int, tile: Tile) -> float:
             for b in segments(blocks, tile.blocks):
                 total += r.count * c.count * b.count * _cycles(r.size * c.size, b.size)
                 variants += 1
-    return total * (1 + 0.01 * (variants - 1))
+    return total * (1 + variant_cost * (variants - 1))

@@ -1,0 +1,103 @@
+"""When Winograd pays, at which size of tile, and how many tiles at a time.
+
+A small analytic model of cycles: products, transforms, and weights that stream in from beyond the
+level-2 cache. Its constants were fitted to measured kernels. No timing, no search.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwprune.lower.cpu import emit, tiles
+from hwprune.lower.cpu.emit import Context
+from hwprune.lower.cpu.geometry import Geometry
+
+SIZES = (2, 4)  # outputs of a tile along each axis
+CACHE_SHARE = 0.75  # of the level-2 cache that one chunk's transformed inputs may fill
+MEMORY_BYTES_PER_CYCLE = 3.0  # the first time weights are read
+REREAD_BYTES_PER_CYCLE = 8.0  # again, where they stay in the level-3 cache
+L3_SHARE = 8 << 20  # bytes of weights that stay there from one chunk to the next
+INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
+OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
+EFFICIENCY = 0.75  # of the products, against the model of register tiles
+DIRECT_EFFICIENCY = 0.9
+GAIN = 0.95  # of the direct cost that Winograd may need at most
+NEAR = 1.04  # of the least cycles: among those the fewest tiles at a time, nearer to level 1
+MIN_CHUNK = 7
+VARIANT_COST = 0.03  # of a register tile more, which is code more to compile
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Tiles of `m` x `m` outputs, `chunk` of them at a time; the modelled cycles of one image."""
+
+    m: int
+    chunk: int
+    cycles: float
+
+
+def choose(g: Geometry, context: Context) -> Choice | None:
+    """The cheapest way by Winograd; None where the direct convolution is as cheap."""
+    options = [c for m in SIZES for c in _options(g, m, context)]
+    least = min(c.cycles for c in options)
+    if least > GAIN * direct_cycles(g, context):
+        return None
+    return min((c for c in options if c.cycles <= NEAR * least), key=lambda c: c.chunk)
+
+
+def direct_cycles(g: Geometry, context: Context) -> float:
+    """Modelled cycles of the direct convolution of one image."""
+    blocks = emit.blocks(g.out_channels, context.lanes)
+    products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
+    weights = 4 * 9 * g.channels * blocks * context.lanes
+    return products / DIRECT_EFFICIENCY + weights / MEMORY_BYTES_PER_CYCLE
+
+
+def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
+    """Every number of chunks that stay in the cache; the fewest that nearly do, if none does."""
+    count = math.ceil(g.out_height / m) * math.ceil(g.out_width / m)
+    room = CACHE_SHARE * context.l2_bytes
+    weights = _weight_bytes(g, m, context)
+    if weights <= room / 2:  # they stay there too
+        room -= weights
+    lanes = context.lanes
+    vectors = emit.blocks(g.channels, lanes) + min(emit.blocks(g.out_channels, lanes), 2)
+    fits = max(int(room / (4 * (m + 2) ** 2 * vectors * lanes)), MIN_CHUNK)
+    least, most = math.ceil(count / fits), max(count // MIN_CHUNK, 1)
+    sizes = sorted({math.ceil(count / n) for n in range(least, max(most, least) + 1)})
+    return [Choice(m, size, _cycles(g, m, size, count, context)) for size in sizes]
+
+
+def _weight_bytes(g: Geometry, m: int, context: Context) -> int:
+    """Bytes of the transformed weights."""
+    lanes = context.lanes
+    return 4 * (m + 2) ** 2 * g.channels * emit.blocks(g.out_channels, lanes) * lanes
+
+
+def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> float:
+    """Modelled cycles of one image."""
+    lanes, taps = context.lanes, (m + 2) ** 2
+    into, out = emit.blocks(g.channels, lanes), emit.blocks(g.out_channels, lanes)
+    tile = product_tile(chunk, out, context)
+    weights = _weight_bytes(g, m, context)
+    total = count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
+    products = tiles.plane_cycles(1, chunk, out, tile) * taps * g.channels / EFFICIENCY
+    first = max(products, weights / MEMORY_BYTES_PER_CYCLE)
+    again = max(products, _again(weights, context))
+    return total + first + (math.ceil(count / chunk) - 1) * again
+
+
+def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
+    """The register tile of the products: tiles of the image x channel vectors."""
+    return tiles.choose(
+        1, chunk, out_blocks, context.registers, one_row=True, variant_cost=VARIANT_COST
+    )
+
+
+def _again(weights: int, context: Context) -> float:
+    """Cycles in which weights are read once more."""
+    if weights <= CACHE_SHARE * context.l2_bytes:
+        return 0.0
+    rate = REREAD_BYTES_PER_CYCLE if weights <= L3_SHARE else MEMORY_BYTES_PER_CYCLE
+    return weights / rate
