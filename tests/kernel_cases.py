@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hwprune.lower.cpu import schedule
-from hwprune.lower.reference import evaluate, pack
+from hwprune.lower.reference import evaluate, pack, unpack
 from hwprune.lower.spec import PACKED, PLAIN, Step, TensorSpec, Workload
 from hwprune.target import Target
 from hwprune.tvm_runtime import load_tvm, set_threads
@@ -70,10 +70,8 @@ def relative_error(workload: Workload, target: Target, threads: int) -> float:
     library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays), output)
     wanted = evaluate(workload, [x.double() for x in inputs], [p.double() for p in params]).numpy()
     found = output.numpy()
-    if workload.output.layout == PACKED:
-        assert np.isfinite(found).all(), "padding lanes must be finite"
-        n, c, h, w = workload.output.shape
-        found = found.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
+    assert np.isfinite(found).all(), "padding lanes must be finite"
+    found = unpack(torch.from_numpy(found), workload.output).numpy()
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 

@@ -6,13 +6,14 @@ None for what only the fallback can do. Layouts are not decided here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from hwprune.lower.epilogue import is_float
 from hwprune.lower.functional import argument, packet
+from hwprune.lower.match_transformer import FINDERS
+from hwprune.lower.root import Root, is_parameter, shape
 from hwprune.lower.spec import Attr
 
 Pads = tuple[int, int, int, int]
@@ -26,18 +27,6 @@ _ALIASES = frozenset(
 _SPLITS = frozenset(
     ("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split", "aten.unsafe_chunk")
 )
-
-
-@dataclass(frozen=True)
-class Root:
-    """The main operation of a kernel: tensor inputs, then weight (and bias) as graph nodes."""
-
-    op: str
-    inputs: tuple[fx.Node, ...]
-    attrs: dict[str, Attr] = field(default_factory=dict)
-    weight: fx.Node | None = None
-    bias: fx.Node | None = None
-    nodes: tuple[fx.Node, ...] = ()  # graph nodes computed besides the root itself
 
 
 def is_alias(node: fx.Node) -> bool:
@@ -86,21 +75,12 @@ def find_root(node: fx.Node) -> Root | None:
     return finder(node)
 
 
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor, as plain integers."""
-    return tuple(int(s) for s in node.meta["val"].shape)
-
-
-def _is_parameter(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr"
-
-
 def _conv2d(node: fx.Node) -> Root | None:
     x, weight = node.args[0], node.args[1]
     bias = argument(node, 2, "bias")
-    if len(shape(x)) != 4 or not _is_parameter(weight):
+    if len(shape(x)) != 4 or not is_parameter(weight):
         return None
-    if bias is not None and not _is_parameter(bias):
+    if bias is not None and not is_parameter(bias):
         return None
     stride = pair(argument(node, 3, "stride"), 1)
     padding = argument(node, 4, "padding", 0)
@@ -153,7 +133,7 @@ def _zero_pad(node: fx.Node) -> Pads | None:
 def _linear(node: fx.Node) -> Root | None:
     x, weight = node.args[0], node.args[1]
     bias = argument(node, 2, "bias")
-    if not _is_parameter(weight) or (bias is not None and not _is_parameter(bias)):
+    if not is_parameter(weight) or (bias is not None and not is_parameter(bias)):
         return None
     if len(shape(x)) < 2 or not isinstance(x, fx.Node):
         return None
@@ -164,7 +144,7 @@ def _matmul(node: fx.Node) -> Root | None:
     a, b = node.args[:2]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
-    if _is_parameter(a) or _is_parameter(b) or not is_float(a) or not is_float(b):
+    if is_parameter(a) or is_parameter(b) or not is_float(a) or not is_float(b):
         return None
     if len(shape(a)) < 2 or shape(a)[:-2] != shape(b)[:-2]:
         return None
@@ -303,4 +283,5 @@ _FINDERS = {
     "aten.concat": _cat,
     "aten.slice": _slice,
     "getitem": _getitem,
+    **FINDERS,
 }

@@ -5,7 +5,19 @@ In: a `Workload`, a `Target`, a thread count. Out: the `Kernel` of the first rul
 
 from __future__ import annotations
 
-from hwprune.lower.cpu import conv, depthwise, linear, matmul, move, pool
+from hwprune.lower.cpu import (
+    attention,
+    conv,
+    depthwise,
+    linear,
+    matmul,
+    move,
+    norm,
+    permute,
+    pixels,
+    pool,
+    softmax,
+)
 from hwprune.lower.cpu.emit import Context, is_float
 from hwprune.lower.spec import Kernel, Workload
 from hwprune.target import Target
@@ -13,9 +25,14 @@ from hwprune.target import Target
 RULES = (
     depthwise.schedule,
     conv.schedule,
+    pixels.schedule,
     linear.schedule,
     matmul.schedule,
+    attention.schedule,
+    softmax.schedule,
+    norm.schedule,
     pool.schedule,
+    permute.schedule,
     move.schedule,
 )
 
