@@ -13,7 +13,7 @@ from tests.lower_helpers import check_network, image, ops, static, steps
 from tests.test_lower_cpu import runnable
 
 S = Step
-HEADS_INSIDE = "view:0,2,1,3"
+HEADS = "view:0,2,1,3"
 
 
 def last(*shape: int) -> TensorSpec:
@@ -34,14 +34,13 @@ def attention(
     depth: int,
     width: int,
     heads: tuple[int, int] = (1, 2),
-    mask: tuple[int, ...] = (),
+    masks: tuple[tuple[int, ...], ...] = (),
     causal: bool = False,
     layouts: tuple[str, str, str, str] = (PLAIN, PLAIN, PLAIN, PLAIN),
 ) -> Workload:
     shapes = [(*heads, queries, depth), (*heads, keys, depth), (*heads, keys, width)]
     inputs = [TensorSpec(s, layout=at) for s, at in zip(shapes, layouts, strict=False)]
-    if mask:
-        inputs.append(plain(*mask))
+    inputs += [plain(*sizes) for sizes in masks]
     attrs = (("causal", causal), ("scale", 0.3))
     output = TensorSpec((*heads, queries, width), layout=layouts[3])
     return Workload("attention", tuple(inputs), output, (), attrs)
@@ -49,6 +48,12 @@ def attention(
 
 def layout(source: TensorSpec, result: str = PLAIN) -> Workload:
     return Workload("layout", (source,), TensorSpec(source.shape, layout=result))
+
+
+def roll(sizes: tuple[int, ...], axes: tuple[int, ...], shifts: tuple[int, ...]) -> Workload:
+    return Workload(
+        "roll", (plain(*sizes),), plain(*sizes), (), (("axes", axes), ("shifts", shifts))
+    )
 
 
 def pixels(steps: tuple[Step, ...], flipped: bool) -> Workload:
@@ -75,14 +80,38 @@ CASES = {
     "attention-long": attention(131, 131, 16, 16, heads=(1, 3)),
     "attention-cross": attention(5, 70, 24, 13, heads=(2, 1)),
     "attention-one": attention(1, 33, 8, 8, heads=(1, 1)),
-    "attention-mask": attention(21, 37, 20, 20, mask=(1, 1, 1, 37)),
-    "attention-bias": attention(21, 32, 20, 20, heads=(2, 3), mask=(1, 3, 21, 32)),
-    "attention-flat-bias": attention(9, 11, 8, 8, mask=(9, 11)),
+    "attention-mask": attention(21, 37, 20, 20, masks=((1, 1, 1, 37),)),
+    "attention-bias": attention(21, 32, 20, 20, heads=(2, 3), masks=((1, 3, 21, 32),)),
+    "attention-flat-bias": attention(9, 11, 8, 8, masks=((9, 11),)),
+    "attention-windows": attention(
+        9, 9, 8, 8, heads=(4, 3), masks=((1, 3, 9, 9), (1, 4, 1, 9, 9)), layouts=(*PARTS, HEADS)
+    ),
     "attention-causal": attention(40, 40, 16, 16, causal=True),
-    "attention-parts": attention(19, 19, 32, 32, layouts=(*PARTS, HEADS_INSIDE)),
+    "attention-parts": attention(19, 19, 32, 32, layouts=(*PARTS, HEADS)),
+    "concat": Workload(
+        "concat",
+        (plain(1, 5, 19), TensorSpec((1, 5, 8), layout="view:0,2/4,1,2"), plain(1, 5, 32)),
+        plain(1, 5, 59),
+        (),
+        (("axis", 2),),
+    ),
+    "concat-rows": Workload(
+        "concat", (plain(1, 1, 40), plain(1, 6, 40)), plain(1, 7, 40), (), (("axis", 1),)
+    ),
+    "slice": Workload(
+        "slice",
+        (plain(2, 9, 19),),
+        plain(2, 3, 19),
+        (),
+        (("axis", 1), ("start", 2), ("step", 3), ("stop", 9)),
+    ),
+    "roll": roll((1, 6, 5, 19), (1, 2), (-3, 2)),
+    "roll-vectors": roll((2, 4, 5, 16), (1, 2), (-3, 1)),
+    "roll-last": roll((3, 21), (1,), (5,)),
+    "every-second": layout(TensorSpec((1, 4, 3, 10), layout="view:0,1,1/2,2,0/2,3")),
     "transpose": layout(TensorSpec((3, 37, 21), layout="view:0,2,1")),
     "transpose-whole": layout(TensorSpec((32, 48), layout="view:1,0")),
-    "transpose-heads": layout(TensorSpec((1, 3, 21, 20), layout=HEADS_INSIDE)),
+    "transpose-heads": layout(TensorSpec((1, 3, 21, 20), layout=HEADS)),
     "windows": layout(TensorSpec((1, 2, 3, 4, 5, 9), layout="view:0,1,3,2,4,5")),
     "part": layout(TensorSpec((4, 6, 10), layout="view:0,1,2/3,2")),
     "first-moved": layout(TensorSpec((6, 5, 7), layout="view:2,0,1")),
@@ -131,7 +160,7 @@ def test_heads_are_read_where_the_projection_left_them(batch: int) -> None:
     assert steps(calls[3]) == ["bias", "add"]
     expected = [f"view:0,2,{i}/3,1,3" for i in range(3)]
     assert [t.layout for t in calls[2].workload.inputs] == expected
-    assert calls[2].workload.output.layout == HEADS_INSIDE
+    assert calls[2].workload.output.layout == HEADS
 
 
 def test_torch_multi_head_attention_moves_nothing() -> None:

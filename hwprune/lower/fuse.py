@@ -18,8 +18,9 @@ from hwprune.lower.elementwise import elementwise_root, ends_a_layer, first_step
 from hwprune.lower.epilogue import Absorbed, next_step
 from hwprune.lower.functional import place
 from hwprune.lower.layout import choose_layouts, same_channels
-from hwprune.lower.lazy import TO_FIRST, find_view, transposition
-from hwprune.lower.match import find_root, find_shuffle, is_alias, is_split
+from hwprune.lower.lazy import TO_FIRST, find_view
+from hwprune.lower.match import find_root, find_shuffle
+from hwprune.lower.movement import is_alias, is_split, transposition
 from hwprune.lower.root import Root, shape
 from hwprune.lower.spec import LAST, PLAIN, Call, Step, TensorSpec, Workload
 

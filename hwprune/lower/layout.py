@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from hwprune.lower.lazy import transposition
+from hwprune.lower.movement import transposition
 from hwprune.lower.root import Root, shape
 from hwprune.lower.spec import LAST, PACKED, PLAIN
 from hwprune.lower.view import PREFIX, View
 
 PLAIN_CHANNELS = 8  # convolutions read plain images of at most so many channels directly
 
-_PLAIN_ONLY = frozenset(("linear", "matmul", "layer_norm", "softmax"))
+_PLAIN_ONLY = frozenset(("linear", "matmul", "layer_norm", "softmax", "roll"))
 _LAST = frozenset(("linear", "layer_norm"))
 _ALWAYS_PACKED = frozenset(("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "shuffle"))
 
@@ -35,6 +35,8 @@ def choose_layouts(
     yields its channels at axis 1.
     """
     output = shape(result)
+    if root.op == "concat" and (PACKED not in map(native.get, operands) or root.attrs["axis"] != 1):
+        return [_row_view(native[n]) for n in operands], PLAIN
     if root.op == "attention":
         return [_row_view(native[n]) for n in operands], _row_result(result)
     if root.op in _LAST and native[operands[0]] == LAST:

@@ -12,13 +12,12 @@ from torch import fx
 
 from hwprune.lower.epilogue import is_float
 from hwprune.lower.functional import argument, packet
-from hwprune.lower.match import is_alias, is_split
+from hwprune.lower.movement import TRANSPOSES, is_alias, is_split, transposition
 from hwprune.lower.root import shape
 from hwprune.lower.spec import LAST, PACKED, PLAIN, TensorSpec
 from hwprune.lower.view import View
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-_TRANSPOSES = frozenset(("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T"))
 
 
 def find_view(node: fx.Node, native: Mapping[fx.Node, str]) -> tuple[fx.Node, str] | None:
@@ -38,20 +37,6 @@ def find_view(node: fx.Node, native: Mapping[fx.Node, str]) -> tuple[fx.Node, st
     return source, PLAIN if found.is_whole else found.text
 
 
-def transposition(node: fx.Node) -> tuple[int, ...] | None:
-    """New dimension i of a transpose is old dimension `transposition[i]`."""
-    if packet(node) not in _TRANSPOSES or not isinstance(node.args[0], fx.Node):
-        return None
-    rank = len(shape(node.args[0]))
-    if packet(node) == "aten.permute":
-        return tuple(int(d) % rank for d in argument(node, 1, "dims"))
-    dims = list(range(rank))
-    a, b = (0, 1) if len(node.args) == 1 else (int(d) % rank for d in node.args[1:3])
-    if rank > 1:
-        dims[a], dims[b] = dims[b], dims[a]
-    return tuple(dims)
-
-
 def _source(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """(the tensor that a call takes apart, the call that splits it)."""
     name = packet(node)
@@ -60,7 +45,7 @@ def _source(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
         if packet(first) != "aten.unbind" and not is_split(first):
             return None, None
         return (first.args[0], first) if isinstance(first.args[0], fx.Node) else (None, None)
-    known = name in _TRANSPOSES or name == "aten.select" or is_alias(node)
+    known = name in TRANSPOSES or name in ("aten.select", "aten.slice") or is_alias(node)
     return (first, None) if known and isinstance(first, fx.Node) else (None, None)
 
 
@@ -82,7 +67,19 @@ def _viewed(node: fx.Node, source: fx.Node, view: View, divided: fx.Node | None)
     if packet(node) == "aten.select":
         dim = int(node.args[1]) % len(sizes)
         return view.selected(dim, int(node.args[2]) % sizes[dim], sizes[dim])
+    if packet(node) == "aten.slice":
+        return _every(node, sizes, view)
     dims = transposition(node)
     if dims is not None:
         return view.permuted(dims)
     return view.reshaped(sizes, shape(node))
+
+
+def _every(node: fx.Node, sizes: tuple[int, ...], view: View) -> View | None:
+    """A slice that takes every step-th index of a whole dimension, as merging patches does."""
+    dim = int(argument(node, 1, "dim", 0)) % len(sizes)
+    bounds = slice(argument(node, 2, "start"), argument(node, 3, "end"))
+    step = int(argument(node, 4, "step", 1))
+    start, stop, _ = bounds.indices(sizes[dim])
+    whole = start < step and stop > sizes[dim] - step + start and sizes[dim] % step == 0
+    return view.every(dim, start, step) if step > 1 and whole else None

@@ -12,26 +12,12 @@ from torch import fx
 
 from hwprune.lower.epilogue import is_float
 from hwprune.lower.functional import argument, packet
-from hwprune.lower.match_transformer import FINDERS
+from hwprune.lower.match_transformer import FINDERS, written_attention
+from hwprune.lower.movement import is_alias, is_split
 from hwprune.lower.root import Root, is_parameter, shape
 from hwprune.lower.spec import Attr
 
 Pads = tuple[int, int, int, int]
-
-_ALIASES = frozenset(
-    (
-        *("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.squeeze"),
-        *("aten.unsqueeze", "aten.unflatten"),
-    )
-)
-_SPLITS = frozenset(
-    ("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split", "aten.unsafe_chunk")
-)
-
-
-def is_alias(node: fx.Node) -> bool:
-    """Whether a node is another shape of its input, element for element in row-major order."""
-    return packet(node) in _ALIASES
 
 
 def find_shuffle(node: fx.Node) -> Root | None:
@@ -51,11 +37,6 @@ def find_shuffle(node: fx.Node) -> Root | None:
     if (parts[0], parts[3], parts[4]) != (image[0], image[2], image[3]):
         return None
     return Root("shuffle", (source,), {"groups": parts[1]}, nodes=(split, swap))  # type: ignore[arg-type]
-
-
-def is_split(node: fx.Node) -> bool:
-    """Whether a node divides a tensor into slices along an axis."""
-    return packet(node) in _SPLITS
 
 
 def pair(value: Any, default: Any = None) -> tuple[int, int]:
@@ -141,6 +122,9 @@ def _linear(node: fx.Node) -> Root | None:
 
 
 def _matmul(node: fx.Node) -> Root | None:
+    written = written_attention(node)
+    if written is not None:
+        return written
     a, b = node.args[:2]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
@@ -234,10 +218,10 @@ def _mean(node: fx.Node) -> Root | None:
 
 def _cat(node: fx.Node) -> Root | None:
     parts, axis = node.args[0], int(argument(node, 1, "dim", 0))
-    if not all(is_float(p) and p.op != "get_attr" for p in parts):  # type: ignore[union-attr]
+    if not all(map(is_float, parts)) or all(p.op == "get_attr" for p in parts):
         return None
     axis %= len(shape(node))
-    if axis != 1 or any(s == 0 for p in parts for s in shape(p)):  # type: ignore[union-attr]
+    if any(s == 0 for p in parts for s in shape(p)):  # type: ignore[union-attr]
         return None
     return Root("concat", tuple(parts), {"axis": axis})  # type: ignore[arg-type]
 
@@ -251,6 +235,15 @@ def _slice(node: fx.Node) -> Root | None:
     size = shape(x)[axis]
     start, stop, step = slice(start, stop, step).indices(size)
     return Root("slice", (x,), {"axis": axis, "start": start, "stop": stop, "step": step})
+
+
+def _roll(node: fx.Node) -> Root | None:
+    x, shifts, dims = node.args[0], argument(node, 1, "shifts"), argument(node, 2, "dims", [])
+    rank = len(shape(x))
+    if not dims or len({d % rank for d in dims}) != len(dims) or not is_float(x):
+        return None
+    axes = tuple(int(d) % rank for d in dims)
+    return Root("roll", (x,), {"axes": axes, "shifts": tuple(int(s) for s in shifts)})
 
 
 def _getitem(node: fx.Node) -> Root | None:
@@ -282,6 +275,7 @@ _FINDERS = {
     "aten.cat": _cat,
     "aten.concat": _cat,
     "aten.slice": _slice,
+    "aten.roll": _roll,
     "getitem": _getitem,
     **FINDERS,
 }

@@ -153,11 +153,10 @@ def _softmax(workload: Workload, inputs: Iterator[Tensor], _: Iterator[Tensor]) 
 
 
 def _attention(workload: Workload, inputs: Iterator[Tensor], _: Iterator[Tensor]) -> Tensor:
-    q, k, v, *rest = inputs
-    mask = rest[0] if rest else None
+    q, k, v, *masks = inputs
     scores = q @ k.transpose(-2, -1) * workload.attr("scale")
-    if mask is not None:
-        scores = scores + mask
+    for mask in masks:
+        scores = scores + mask.reshape(mask.shape[-4:])
     if workload.attr("causal"):
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         scores = scores.masked_fill(~allowed, float("-inf"))
@@ -198,6 +197,10 @@ def _concat(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
 def _slice(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
     start, stop, step = (workload.attr(k) for k in ("start", "stop", "step"))
     return torch.ops.aten.slice.Tensor(next(inputs), workload.attr("axis"), start, stop, step)
+
+
+def _roll(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
+    return torch.roll(next(inputs), workload.attr("shifts"), workload.attr("axes"))
 
 
 def _shuffle(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
@@ -277,6 +280,7 @@ _MAIN: dict[str, Callable[[Workload, Iterator[Tensor], Iterator[Tensor]], Tensor
     "elementwise": _first,
     "concat": _concat,
     "slice": _slice,
+    "roll": _roll,
     "shuffle": _shuffle,
     "layout": _first,
     "aten": _aten,

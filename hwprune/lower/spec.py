@@ -95,15 +95,16 @@ class Workload:
       matmul            PLAIN (..., M, K) x PLAIN (..., K, N) -> PLAIN (..., M, N)
       layer_norm        over the last axis, PLAIN or LAST; attrs eps; params[0] the scale (C)
       softmax           over the last axis, PLAIN
-      attention         softmax(q k^T * scale [+ mask]) v: (B, H, T, D), (B, H, S, D), (B, H, S, E)
-                        and a mask that broadcasts to (B, H, T, S); attrs scale, causal. Operands
-                        and result may be views
+      attention         softmax(q k^T * scale [+ masks]) v: (B, H, T, D), (B, H, S, D), (B, H, S, E)
+                        and masks that broadcast to (B, H, T, S), leading dimensions of size 1
+                        left out; attrs scale, causal. Operands and result may be views
       max_pool2d        attrs kernel, stride, padding (4), dilation
       avg_pool2d        attrs kernel, stride, padding (4), count_include_pad, divisor
       global_avg_pool   (N, C, H, W) PACKED -> (N, C, 1, 1) PACKED or (N, C) PLAIN
       elementwise       epilogue only, applied to inputs[0]
-      concat            inputs along axis 1, all PACKED or all PLAIN (attrs axis)
+      concat            inputs along attrs axis: all PACKED (axis 1), or views of any axis
       slice             attrs axis, start, stop, step
+      roll              attrs axes, shifts, PLAIN
       shuffle           attrs groups: output channel i * groups + g is input channel g * n + i
                         with n = C / groups, PACKED
       layout            the same tensor in another layout

@@ -80,6 +80,11 @@ class View:
         pieces: tuple[Axis, ...] = ((index, parts), dim) if parts > 1 else (dim,)
         return self._replace({dim: pieces}, lambda d: d)
 
+    def every(self, dim: int, start: int, step: int) -> View:
+        """Every step-th index of a dimension that is a multiple of the step."""
+        pieces: tuple[Axis, ...] = (dim, (start, step)) if step > 1 else (dim,)
+        return self._replace({dim: pieces}, lambda d: d)
+
     def _replace(self, new: Mapping[int, tuple[Axis, ...]], rename: Callable[[int], int]) -> View:
         axes: list[Axis] = []
         for a in self.axes:

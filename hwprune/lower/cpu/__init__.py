@@ -16,6 +16,7 @@ from hwprune.lower.cpu import (
     permute,
     pixels,
     pool,
+    rearrange,
     softmax,
 )
 from hwprune.lower.cpu.emit import Context, is_float
@@ -33,6 +34,7 @@ RULES = (
     norm.schedule,
     pool.schedule,
     permute.schedule,
+    rearrange.schedule,
     move.schedule,
 )
 

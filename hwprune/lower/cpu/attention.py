@@ -212,20 +212,20 @@ class _Plan:
 
     def _mask(self, xs: list[Buffer], n: Expr, h: Expr, row: Expr, r: Expr, head: _Head) -> None:
         """Add the mask to a row of scores; what may not be seen becomes the lowest number."""
-        causal, masked = self.workload.attr("causal"), len(self.workload.inputs) > 3
+        causal, masks = self.workload.attr("causal"), range(3, len(self.workload.inputs))
         padded = self.vectors(self.keys) * self.context.lanes
 
         def visit(column: Expr) -> None:
             value = head.scores[r, column]
-            if masked:
-                value = tirx.max(
-                    value + self._reader(3, xs)([n, h, row + r, column]), const(LOWEST)
-                )
+            for operand in masks:
+                value = value + self._reader(operand, xs)([n, h, row + r, column])
+            if masks:
+                value = tirx.max(value, const(LOWEST))
             if causal:
                 value = tirx.Select(column <= row + r, value, const(LOWEST))
             T.buffer_store(head.scores, value, [r, column])
 
-        if causal or masked:
+        if causal or masks:
             rows.each(self.keys, self.context.lanes, visit)
         if padded > self.keys:
             with T.serial(padded - self.keys) as i:
@@ -239,7 +239,7 @@ class _Plan:
         largest = rows.local(rows.reduce(row, lambda x: x, "max"))
 
         def power(column: Expr) -> Expr:
-            return emit.exp(head.scores[r, column] - largest[0])
+            return rows.power(head.scores[r, column] - largest[0])
 
         rows.each(row.size, row.lanes, lambda j: T.buffer_store(head.scores, power(j), [r, j]))
         T.buffer_store(head.sums, const(1.0) / rows.reduce(row, lambda x: x), [r])
@@ -250,8 +250,8 @@ class _Plan:
 
         def read(at: list[Expr]) -> Expr:
             sizes = spec.shape
-            inside = at[len(at) - len(sizes) :]
-            whole = [i if size > 1 else 0 for i, size in zip(inside, sizes, strict=True)]
+            aligned = [0] * (len(sizes) - len(at)) + at[max(0, len(at) - len(sizes)) :]
+            whole = [i if size > 1 else 0 for i, size in zip(aligned, sizes, strict=True)]
             return xs[operand][tuple(self._index(spec, whole))]
 
         return read
