@@ -14,7 +14,7 @@ from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, 
 from hwprune.lower.spec import Kernel, TensorSpec, Workload
 
 LOWEST = -3.0e38
-MOST_ROWS = 32  # query rows whose scores are computed together
+MOST_ROWS = 14  # query rows whose scores are computed together
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -71,15 +71,18 @@ class _Plan:
         return emit.blocks(size, self.context.lanes)
 
     def tile(self, size: int) -> tiles.Tile:
-        """Rows x vectors kept in registers by a product with `size` columns."""
-        vectors, registers = self.vectors(size), self.context.registers
+        """Rows x vectors kept in registers by a product with `size` columns.
+
+        One register in eight is left to the constants of the softmax, which LLVM keeps alive.
+        """
+        vectors, registers = self.vectors(size), self.context.registers * 7 // 8
         return tiles.choose(1, self.queries, vectors, registers, one_row=True)
 
     @property
     def block(self) -> int:
         """Query rows at a time: few are computed twice, and many share what is loaded."""
-        step = self.tile(self.keys).cols
-        sizes = range(min(step, self.queries), min(MOST_ROWS, self.queries) + 1, step)
+        step = min(self.tile(self.keys).cols, self.queries)
+        sizes = range(step, max(step, min(MOST_ROWS, self.queries)) + 1, step)
         return min(sizes, key=lambda size: (-(-self.queries // size) * size, -size))
 
     def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
