@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from hwprune.capture import capture, fingerprint, specialize
+from hwprune.couple import couple
+from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.spec import LAST, PACKED, PLAIN, Step, TensorSpec, Workload
+from hwprune.macs import macs
+from hwprune.plan import Plan
+from hwprune.rewrite import rewrite
+from hwprune.workload import sites
 from tests.kernel_cases import packed, plain, relative_error
 from tests.lower_helpers import check_network, image, ops, static, steps
 from tests.test_lower_cpu import runnable
@@ -212,3 +219,63 @@ def test_transposes_that_a_reader_cannot_take_are_one_copy() -> None:
     lowered = check_network(static(Windows(), image(1, 4, 6, 12)))
     assert ops(lowered.calls) == ["layout", "linear", "softmax", "layout"]
     assert "fallback" not in {rule for rule, _ in lowered.rules.values()}
+
+
+class ShiftedWindows(nn.Module):
+    """Attention written as two products, with a bias and a mask that is made in place."""
+
+    def __init__(self, size: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.bias = heads, nn.Parameter(torch.randn(1, heads, 4, 4))
+        self.qkv = nn.Linear(size, 3 * size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows, t, c = x.shape
+        qkv = self.qkv(x).reshape(windows, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (qkv[0] * 0.25) @ qkv[1].transpose(-2, -1) + self.bias
+        mask = x.new_zeros((windows, t, t))
+        mask[1:, :2, 2:] = -100.0
+        scores = scores.view(1, windows, self.heads, t, t) + mask.unsqueeze(1).unsqueeze(0)
+        y = scores.view(-1, self.heads, t, t).softmax(-1) @ qkv[2]
+        return y.transpose(1, 2).reshape(windows, t, c)
+
+
+def test_attention_written_out_is_one_kernel() -> None:
+    program = specialize(capture(ShiftedWindows().eval(), (image(3, 4, 24),)))
+    if program.dynamic_batch:
+        pytest.skip("the number of windows is fixed in the model")
+    calls = check_network(program).calls
+    assert ops(calls) == ["linear", "attention"]
+    assert len(calls[1].workload.inputs) == 5
+    assert calls[1].workload.attr("scale") == 0.25
+
+
+class Encoder(nn.Module):
+    """Attention and a feed-forward layer, whose width is what can be pruned."""
+
+    def __init__(self, size: int = 48) -> None:
+        super().__init__()
+        self.attention, self.norm = Attention(size), nn.LayerNorm(size)
+        self.up, self.down = nn.Linear(size, 80), nn.Linear(80, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x)
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def test_sites_are_the_kernels_of_the_pruned_network() -> None:
+    torch.manual_seed(0)
+    program = capture(Encoder().eval(), (image(1, 17, 48),))
+    coupling = couple(program)
+    folded = fold_batch_norm(specialize(program))
+    found = sites(fuse(folded), coupling, folded)
+    kept = {g.name: tuple(range(g.width * 2 // 3)) for g in coupling.groups}
+    plan = Plan(fingerprint(program), kept)
+    smaller = fuse(fold_batch_norm(specialize(rewrite(program, coupling, plan))))
+    assert kept
+    assert not any(site.dense for site in found)
+    assert [s.workload(plan.widths()) for s in found] == [c.workload for c in smaller]
+
+
+def test_attention_counts_both_products() -> None:
+    assert macs(attention(5, 70, 24, 13, heads=(2, 1))) == 2 * 5 * 70 * (24 + 13)
