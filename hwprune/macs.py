@@ -14,6 +14,9 @@ def macs(workload: Workload) -> int:
         return prod(workload.output.shape) * prod(workload.params[0].shape[1:])
     if workload.op == "matmul":
         return prod(workload.output.shape) * workload.inputs[0].shape[-1]
+    if workload.op == "attention":
+        queries, keys = workload.inputs[0].shape, workload.inputs[1].shape
+        return (prod(queries) + prod(workload.output.shape)) * keys[-2]
     if workload.op == "aten":
         return _aten(workload)
     return 0

@@ -11,7 +11,7 @@ import torch
 from hwprune.errors import TargetError
 from hwprune.lower.cpu import schedule
 from hwprune.lower.kernels import tvm_target
-from hwprune.lower.reference import evaluate, pack
+from hwprune.lower.reference import evaluate, pack, unpack
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.tvm_runtime import load_tvm, set_threads
@@ -87,9 +87,7 @@ def run_kernel(workload: Workload, target: Target, threads: int) -> tuple[np.nda
     wanted = evaluate(workload, [x.double() for x in inputs], [p.double() for p in params]).numpy()
     found = output.numpy()
     assert np.isfinite(found).all(), "all lanes must be written, with finite values"
-    if workload.output.layout == PACKED:
-        n, c, h, w = workload.output.shape
-        found = found.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
+    found = unpack(torch.from_numpy(found), workload.output).numpy()
     assert found.shape == wanted.shape
     return found, wanted
 

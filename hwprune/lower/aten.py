@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from hwprune.errors import LoweringError
 from hwprune.lower.functional import packet, place
-from hwprune.lower.match import shape
 from hwprune.lower.reference import encode
+from hwprune.lower.root import shape
 from hwprune.lower.spec import Attr, TensorSpec, Workload
 
 

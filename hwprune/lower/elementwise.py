@@ -10,7 +10,8 @@ from torch import fx
 from hwprune.lower.epilogue import Absorbed, is_float, match, unary_step
 from hwprune.lower.fold import channel_affine
 from hwprune.lower.functional import packet
-from hwprune.lower.match import Root, find_root, shape
+from hwprune.lower.match import find_root
+from hwprune.lower.root import Root, shape
 from hwprune.lower.spec import Step
 
 _OPERATORS = frozenset(("aten.add", "aten.sub", "aten.mul", "aten.prelu"))

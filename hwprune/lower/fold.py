@@ -20,12 +20,12 @@ from hwprune.lower.functional import (
     constant_node,
     get_tensor,
     has_tensor,
-    normalise,
     packet,
     place,
     substitute,
     value,
 )
+from hwprune.lower.normalise import normalise
 
 _NORMS = {"aten.batch_norm": 7, "aten._native_batch_norm_legit_no_training": 6}  # where eps is
 _ARITHMETIC = frozenset(("aten.add", "aten.sub", "aten.mul", "aten.div", "aten.rsub", "aten.neg"))

@@ -1,23 +1,18 @@
-"""Normalise a graph for lowering: no in-place operators, no no-ops, constants evaluated.
+"""Reading and editing a graph: arguments and constants by name, no in-place operators, no no-ops.
 
-In: a `Program` whose shapes are plain integers. Out: a `Program` over a new graph module with
-the same node names (of the nodes that remain) and the same outputs in evaluation mode.
-Parameters are shared with the original; nothing of it is changed.
+In: a graph module, changed in place; its parameters are not.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from hwprune.capture import Program, source_line
+from hwprune.capture import source_line
 from hwprune.errors import LoweringError
-
-CONSTANT_BYTES = 1 << 28  # larger results of constant subgraphs are computed at run time
 
 _IDENTITY = frozenset(
     ("aten.contiguous", "aten.clone", "aten.detach", "aten.alias", "aten.lift_fresh_copy")
@@ -114,25 +109,14 @@ def substitute(node: fx.Node, replacement: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def normalise(program: Program) -> Program:
-    """The same function without in-place operators, no-ops and constant subgraphs.
+def functionalise(module: fx.GraphModule) -> None:
+    """Replace in-place operators by functional ones.
 
-    Raises LoweringError for what cannot be expressed so (writes through a view that is read
-    elsewhere, dropout in training mode).
+    Raises LoweringError for writes through a view that is read elsewhere.
     """
-    module = fx.GraphModule(program.module, copy.deepcopy(program.module.graph))
-    _functionalise(module)
-    _drop_no_ops(module)
-    _evaluate_constants(module)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return Program(module, program.inputs, program.name, program.dynamic_batch)
-
-
-def _functionalise(module: fx.GraphModule) -> None:
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
-        if not _writes_first(node):
+        if not writes_first(node):
             continue
         written = node.args[0]
         later = [u for u in written.users if order[u] > order[node]]
@@ -152,7 +136,8 @@ def _functionalise(module: fx.GraphModule) -> None:
         node.target = getattr(functional, overload)
 
 
-def _writes_first(node: fx.Node) -> bool:
+def writes_first(node: fx.Node) -> bool:
+    """Whether a call writes into its first operand."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
     arguments = node.target._schema.arguments
@@ -179,14 +164,20 @@ def _is_view(node: fx.Node) -> bool:
     return packet(node) in _VIEWS or packet(node) == "getitem"
 
 
-def _drop_no_ops(module: fx.GraphModule) -> None:
+def drop_no_ops(module: fx.GraphModule) -> None:
+    """Remove what does nothing in evaluation. Raises LoweringError for dropout in training mode."""
     for node in list(module.graph.nodes):
         name = packet(node)
         if name in _DROPOUT and argument(node, 2, "train", False):
             raise LoweringError(
                 "dropout that is active in evaluation cannot be compiled", where=place(node)
             )
-        if name in _IDENTITY or name in _DROPOUT or (name in _SAME_SHAPE and _unchanged(node)):
+        if (
+            name in _IDENTITY
+            or name in _DROPOUT
+            or (name in _SAME_SHAPE and _unchanged(node))
+            or (name in ("aten.pad", "aten.constant_pad_nd") and not any(node.args[1]))
+        ):
             substitute(node, node.args[0])
         elif name.startswith("aten._assert") or name == "aten.sym_constrain_range_for_size":
             module.graph.erase_node(node)
@@ -202,35 +193,3 @@ def _unchanged(node: fx.Node) -> bool:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     return before.shape == after.shape and before.dtype == after.dtype
-
-
-def _evaluate_constants(module: fx.GraphModule) -> None:
-    """Replace calls on nothing but parameters and constants by buffers, named as the nodes."""
-    for node in list(module.graph.nodes):
-        if not _is_constant_call(node):
-            continue
-
-        def load(source: fx.Node) -> Tensor:
-            return get_tensor(module, str(source.target))
-
-        args, kwargs = fx.map_arg((node.args, node.kwargs), load)
-        with torch.no_grad():
-            tensor = node.target(*args, **kwargs)
-        if not isinstance(tensor, Tensor):
-            continue
-        name, meta = node.name, node.meta
-        constant = constant_node(module, node, f"constant_{name}", tensor.contiguous())
-        substitute(node, constant)
-        constant.meta = {**meta, "val": tensor}
-        constant._rename(name)
-
-
-def _is_constant_call(node: fx.Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if torch.Tag.nondeterministic_seeded in node.target.tags:
-        return False
-    result = node.meta.get("val")
-    if not isinstance(result, Tensor) or result.numel() * result.itemsize > CONSTANT_BYTES:
-        return False
-    return all(source.op == "get_attr" for source in node.all_input_nodes)

@@ -18,10 +18,14 @@ from hwprune.lower.elementwise import elementwise_root, ends_a_layer, first_step
 from hwprune.lower.epilogue import Absorbed, next_step
 from hwprune.lower.functional import place
 from hwprune.lower.layout import choose_layouts, same_channels
+from hwprune.lower.lazy import TO_FIRST, find_view
 from hwprune.lower.limits import check_tensors
-from hwprune.lower.match import Root, find_root, find_shuffle, is_alias, is_split, shape
-from hwprune.lower.spec import PLAIN, Call, Step, TensorSpec, Workload
+from hwprune.lower.match import find_root, find_shuffle
+from hwprune.lower.movement import is_alias, is_split, transposition
+from hwprune.lower.root import Root, shape
+from hwprune.lower.spec import LAST, PLAIN, Call, Step, TensorSpec, Workload
 
+FLIP = Step("flip")  # no step of a workload: the result's layout says it
 _EPILOGUES = frozenset(("conv2d", "linear", "elementwise", "concat"))
 
 
@@ -29,10 +33,10 @@ _EPILOGUES = frozenset(("conv2d", "linear", "elementwise", "concat"))
 class Fused:
     """The kernel calls of a program and how its values are connected.
 
-    `aliases[v]` names the (plain) value that `v` is another shape of; `inputs` and `outputs` are
+    `aliases[v]` names the value that `v` is another shape or a view of; `inputs` and `outputs` are
     the plain values that the program takes and returns, in order; `constants` the values that
     are tensors of the program's module, by value name -> its dotted name (packed where the
-    value's name ends in "@packed"); `shapes` the logical shape of every value.
+    value's name ends in "@packed"); `specs` the shape and layout of every value.
     """
 
     calls: tuple[Call, ...]
@@ -40,7 +44,7 @@ class Fused:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
+    specs: Mapping[str, TensorSpec]
 
 
 def fuse(program: Program) -> tuple[Call, ...]:
@@ -66,6 +70,11 @@ class _Pending:
     root: Root
     steps: list[Absorbed] = field(default_factory=list)
 
+    @property
+    def flipped(self) -> bool:
+        """Whether the channels of a linear layer have been moved to axis 1."""
+        return any(absorbed.step == FLIP for absorbed in self.steps)
+
 
 class _Fuser:
     def __init__(self, program: Program) -> None:
@@ -76,7 +85,7 @@ class _Fuser:
         self.native: dict[fx.Node, str] = {}
         self.aliases: dict[str, str] = {}
         self.constants: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.specs: dict[str, TensorSpec] = {}
         self.taken: set[fx.Node] = set()
         self.pending: dict[fx.Node, _Pending] = {}
 
@@ -101,7 +110,7 @@ class _Fuser:
             tuple(inputs),
             outputs,
             self.constants,
-            self.shapes,
+            self.specs,
         )
 
     def _outputs(self, node: fx.Node) -> tuple[str, ...]:
@@ -109,10 +118,10 @@ class _Fuser:
         fx.map_arg(node.args, lambda n: leaves.append(n))
         return tuple(self._value(n, PLAIN) for n in leaves if n.meta.get("val") is not None)
 
-    def _define(self, node: fx.Node, layout: str, name: str | None = None) -> None:
+    def _define(self, node: fx.Node, layout: str) -> None:
         self.layouts[node] = {layout}
         self.native[node] = layout
-        self.shapes[name or node.name] = shape(node)
+        self.specs[node.name] = TensorSpec(shape(node), layout=layout)
 
     def _define_constant(self, node: fx.Node) -> None:
         if isinstance(node.meta.get("val"), Tensor):
@@ -127,8 +136,7 @@ class _Fuser:
         if is_split(node) or (isinstance(node.meta.get("val"), list | tuple)):
             return  # its elements are kernels of their own
         root = find_shuffle(node)
-        if root is None and is_alias(node):
-            self._alias(node)
+        if root is None and self._views(node):
             return
         root = root or find_root(node) or elementwise_root(node)
         if root is None:
@@ -140,18 +148,25 @@ class _Fuser:
             pending.steps.append(first)
         self._grow(pending)
 
-    def _alias(self, node: fx.Node) -> None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        base = self._value(source, PLAIN)
-        self._define(node, PLAIN)
-        self.aliases[node.name] = base
+    def _views(self, node: fx.Node) -> bool:
+        """Whether a node needs no kernel, because its elements lie in the memory of a value."""
+        view = find_view(node, self.native)
+        if view is not None:
+            source, layout = view
+            self.aliases[node.name] = source.name
+        elif is_alias(node):
+            layout = PLAIN
+            self.aliases[node.name] = self._value(node.args[0], PLAIN)
+        else:
+            return False
+        self._define(node, layout)
+        return True
 
     def _grow(self, pending: _Pending) -> None:
         """Absorb readers for as long as there is one that fits, then launch or wait for them."""
         current = pending.steps[-1].result if pending.steps else pending.root_node
         while pending.root.op in _EPILOGUES:
-            step = next_step(current)
+            step = self._flip(pending, current) or next_step(current)
             if step is None or not self._fits(pending, step):
                 break
             pending.steps.append(step)
@@ -163,20 +178,34 @@ class _Fuser:
         else:
             self.pending[current] = pending
 
+    def _flip(self, pending: _Pending, current: fx.Node) -> Absorbed | None:
+        """The reader that moves the channels of a linear layer's packed image to axis 1."""
+        reader = next(iter(current.users), None)
+        if pending.root.op != "linear" or self.native.get(pending.root.inputs[0]) != LAST:
+            return None
+        if len(current.users) != 1 or reader is None or transposition(reader) != TO_FIRST:
+            return None
+        if pending.flipped or any(step.inputs for step in pending.steps):
+            return None
+        return Absorbed(FLIP, (reader,))
+
     def _fits(self, pending: _Pending, step: Absorbed) -> bool:
         if any(n in self.taken for n in step.nodes):
             return False
         if pending.root.op == "concat" and step.inputs:
             return False  # its inputs are its parts
         rank = len(shape(step.result))
-        if pending.root.op == "linear" and rank == 4 and step.params:
+        if pending.root.op == "linear" and rank == 4 and step.params and not pending.flipped:
             return False  # its channels are the last axis
         return all(self._operand_fits(pending, step, other) for other in step.inputs)
 
     def _operand_fits(self, pending: _Pending, step: Absorbed, other: fx.Node) -> bool:
         """Whether an operand can be read by the kernel: its shape, and that it comes in time."""
         mine, theirs = shape(step.result), shape(other)
-        if len(mine) == 4 and pending.root.op != "linear" and not same_channels(mine, theirs):
+        linear = pending.root.op == "linear" and not pending.flipped
+        if linear and mine != theirs:
+            return False
+        if len(mine) == 4 and not linear and not same_channels(mine, theirs):
             return False
         late = self.order[other] > self.order[pending.root_node]
         return not (late and theirs == mine and ends_a_layer(other))
@@ -185,7 +214,7 @@ class _Fuser:
         """Emit the call of a kernel whose operands all exist by now."""
         root = pending.root
         operands = [*root.inputs, *(n for s in pending.steps for n in s.inputs)]
-        steps = [absorbed.step for absorbed in pending.steps]
+        steps = [absorbed.step for absorbed in pending.steps if absorbed.step != FLIP]
         params = [p for absorbed in pending.steps for p in absorbed.params]
         if root.bias is not None:
             steps.insert(0, Step("bias"))
@@ -193,7 +222,7 @@ class _Fuser:
         if root.weight is not None:
             params.insert(0, root.weight)
         node, out_shape, skipped = self._result(root, result)
-        layouts, out_layout = choose_layouts(root, operands, self.native, out_shape)
+        layouts, out_layout = choose_layouts(root, operands, self.native, node, pending.flipped)
         pairs = list(zip(operands, layouts, strict=True))
         workload = Workload(
             root.op,
@@ -234,7 +263,7 @@ class _Fuser:
         if layout in self.layouts[node]:
             return name
         self.layouts[node].add(layout)
-        self.shapes[name] = shape(node)
+        self.specs[name] = TensorSpec(shape(node), layout=layout)
         if node.op == "get_attr":
             self.constants[name] = str(node.target)
             return name

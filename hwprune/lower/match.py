@@ -6,43 +6,18 @@ None for what only the fallback can do. Layouts are not decided here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from hwprune.lower.epilogue import is_float
 from hwprune.lower.functional import argument, packet
+from hwprune.lower.match_transformer import FINDERS, written_attention
+from hwprune.lower.movement import is_alias, is_split
+from hwprune.lower.root import Root, is_parameter, shape
 from hwprune.lower.spec import Attr
 
 Pads = tuple[int, int, int, int]
-
-_ALIASES = frozenset(
-    (
-        *("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.squeeze"),
-        *("aten.unsqueeze", "aten.unflatten"),
-    )
-)
-_SPLITS = frozenset(
-    ("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split", "aten.unsafe_chunk")
-)
-
-
-@dataclass(frozen=True)
-class Root:
-    """The main operation of a kernel: tensor inputs, then weight (and bias) as graph nodes."""
-
-    op: str
-    inputs: tuple[fx.Node, ...]
-    attrs: dict[str, Attr] = field(default_factory=dict)
-    weight: fx.Node | None = None
-    bias: fx.Node | None = None
-    nodes: tuple[fx.Node, ...] = ()  # graph nodes computed besides the root itself
-
-
-def is_alias(node: fx.Node) -> bool:
-    """Whether a node is another shape of its input, element for element in row-major order."""
-    return packet(node) in _ALIASES
 
 
 def find_shuffle(node: fx.Node) -> Root | None:
@@ -64,11 +39,6 @@ def find_shuffle(node: fx.Node) -> Root | None:
     return Root("shuffle", (source,), {"groups": parts[1]}, nodes=(split, swap))  # type: ignore[arg-type]
 
 
-def is_split(node: fx.Node) -> bool:
-    """Whether a node divides a tensor into slices along an axis."""
-    return packet(node) in _SPLITS
-
-
 def pair(value: Any, default: Any = None) -> tuple[int, int]:
     """A size given as a number, one-element list or pair."""
     if value is None or value == []:
@@ -86,21 +56,12 @@ def find_root(node: fx.Node) -> Root | None:
     return finder(node)
 
 
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor, as plain integers."""
-    return tuple(int(s) for s in node.meta["val"].shape)
-
-
-def _is_parameter(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr"
-
-
 def _conv2d(node: fx.Node) -> Root | None:
     x, weight = node.args[0], node.args[1]
     bias = argument(node, 2, "bias")
-    if len(shape(x)) != 4 or not _is_parameter(weight):
+    if len(shape(x)) != 4 or not is_parameter(weight):
         return None
-    if bias is not None and not _is_parameter(bias):
+    if bias is not None and not is_parameter(bias):
         return None
     stride = pair(argument(node, 3, "stride"), 1)
     padding = argument(node, 4, "padding", 0)
@@ -153,7 +114,7 @@ def _zero_pad(node: fx.Node) -> Pads | None:
 def _linear(node: fx.Node) -> Root | None:
     x, weight = node.args[0], node.args[1]
     bias = argument(node, 2, "bias")
-    if not _is_parameter(weight) or (bias is not None and not _is_parameter(bias)):
+    if not is_parameter(weight) or (bias is not None and not is_parameter(bias)):
         return None
     if len(shape(x)) < 2 or not isinstance(x, fx.Node):
         return None
@@ -161,10 +122,13 @@ def _linear(node: fx.Node) -> Root | None:
 
 
 def _matmul(node: fx.Node) -> Root | None:
+    written = written_attention(node)
+    if written is not None:
+        return written
     a, b = node.args[:2]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
-    if _is_parameter(a) or _is_parameter(b) or not is_float(a) or not is_float(b):
+    if is_parameter(a) or is_parameter(b) or not is_float(a) or not is_float(b):
         return None
     if len(shape(a)) < 2 or shape(a)[:-2] != shape(b)[:-2]:
         return None
@@ -254,10 +218,10 @@ def _mean(node: fx.Node) -> Root | None:
 
 def _cat(node: fx.Node) -> Root | None:
     parts, axis = node.args[0], int(argument(node, 1, "dim", 0))
-    if not all(is_float(p) and p.op != "get_attr" for p in parts):  # type: ignore[union-attr]
+    if not all(map(is_float, parts)) or all(p.op == "get_attr" for p in parts):
         return None
     axis %= len(shape(node))
-    if axis != 1 or any(s == 0 for p in parts for s in shape(p)):  # type: ignore[union-attr]
+    if any(s == 0 for p in parts for s in shape(p)):  # type: ignore[union-attr]
         return None
     return Root("concat", tuple(parts), {"axis": axis})  # type: ignore[arg-type]
 
@@ -271,6 +235,15 @@ def _slice(node: fx.Node) -> Root | None:
     size = shape(x)[axis]
     start, stop, step = slice(start, stop, step).indices(size)
     return Root("slice", (x,), {"axis": axis, "start": start, "stop": stop, "step": step})
+
+
+def _roll(node: fx.Node) -> Root | None:
+    x, shifts, dims = node.args[0], argument(node, 1, "shifts"), argument(node, 2, "dims", [])
+    rank = len(shape(x))
+    if not dims or len({d % rank for d in dims}) != len(dims) or not is_float(x):
+        return None
+    axes = tuple(int(d) % rank for d in dims)
+    return Root("roll", (x,), {"axes": axes, "shifts": tuple(int(s) for s in shifts)})
 
 
 def _getitem(node: fx.Node) -> Root | None:
@@ -302,5 +275,7 @@ _FINDERS = {
     "aten.cat": _cat,
     "aten.concat": _cat,
     "aten.slice": _slice,
+    "aten.roll": _roll,
     "getitem": _getitem,
+    **FINDERS,
 }

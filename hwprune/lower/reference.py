@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from hwprune.errors import LoweringError
-from hwprune.lower.spec import PLAIN, Step, TensorSpec, Workload
+from hwprune.lower.spec import LAST, PACKED, PLAIN, Step, TensorSpec, Workload
+from hwprune.lower.view import View
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -53,20 +54,38 @@ def unpack(tensor: Tensor, spec: TensorSpec) -> Tensor:
     """The logical tensor of a physical one."""
     if spec.layout == PLAIN:
         return tensor
-    n, c, h, w = spec.shape
+    if spec.view is not None:
+        return _unview(tensor, spec.view)
+    n, c, h, w = spec.image
     blocks, lanes = tensor.shape[1], tensor.shape[4]
-    return tensor.permute(0, 1, 4, 2, 3).reshape(n, blocks * lanes, h, w)[:, :c]
+    image = tensor.permute(0, 1, 4, 2, 3).reshape(n, blocks * lanes, h, w)[:, :c]
+    return image.permute(0, 2, 3, 1) if spec.layout == LAST else image
 
 
 def pack(tensor: Tensor, spec: TensorSpec, lanes: int) -> Tensor:
-    """The physical tensor of a logical one; lanes past the channels are zero."""
+    """The physical tensor of a logical one; lanes past the channels, and other parts, are zero."""
     if spec.layout == PLAIN:
         return tensor
-    n, c, h, w = spec.shape
+    if spec.view is not None:
+        memory = tensor.new_zeros(spec.physical(lanes))
+        _unview(memory, spec.view).copy_(tensor)
+        return memory
+    if spec.layout == LAST:
+        tensor = tensor.permute(0, 3, 1, 2)
+    n, c, h, w = spec.image
     blocks = -(-c // lanes)
     if blocks * lanes != c:
         tensor = F.pad(tensor, (0, 0, 0, 0, 0, blocks * lanes - c))
     return tensor.reshape(n, blocks, lanes, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+
+def _unview(memory: Tensor, view: View) -> Tensor:
+    """The logical tensor that lies in memory as a view says."""
+    for axis, fixed in reversed(list(enumerate(view.axes))):
+        if not isinstance(fixed, int):
+            memory = memory.select(axis, fixed[0])
+    dims = [a for a in view.axes if isinstance(a, int)]
+    return memory.permute([dims.index(d) for d in range(len(dims))])
 
 
 def evaluate(workload: Workload, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -81,7 +100,8 @@ def evaluate(workload: Workload, inputs: Sequence[Tensor], params: Sequence[Tens
 def _apply(
     step: Step, x: Tensor, workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]
 ) -> Tensor:
-    axis = 1 if x.ndim == 4 and workload.op != "linear" else x.ndim - 1
+    last = workload.op == "layer_norm" or (workload.op == "linear" and not _flips(workload))
+    axis = 1 if x.ndim == 4 and not last else x.ndim - 1
     shape = [1] * x.ndim
     shape[axis] = -1
     if step.op == "bias":
@@ -110,11 +130,37 @@ def _conv2d(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
 
 
 def _linear(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
-    return F.linear(next(inputs), next(params))
+    result = F.linear(next(inputs), next(params))
+    return result.permute(0, 3, 1, 2) if _flips(workload) else result
+
+
+def _flips(workload: Workload) -> bool:
+    """Whether a linear layer of pixels yields its channels at axis 1."""
+    return workload.op == "linear" and workload.output.layout == PACKED
 
 
 def _matmul(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
     return torch.matmul(next(inputs), next(inputs))
+
+
+def _layer_norm(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
+    x = next(inputs)
+    return F.layer_norm(x, x.shape[-1:], next(params), None, workload.attr("eps"))
+
+
+def _softmax(workload: Workload, inputs: Iterator[Tensor], _: Iterator[Tensor]) -> Tensor:
+    return torch.softmax(next(inputs), -1)
+
+
+def _attention(workload: Workload, inputs: Iterator[Tensor], _: Iterator[Tensor]) -> Tensor:
+    q, k, v, *masks = inputs
+    scores = q @ k.transpose(-2, -1) * workload.attr("scale")
+    for mask in masks:
+        scores = scores + mask.reshape(mask.shape[-4:])
+    if workload.attr("causal"):
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return torch.softmax(scores, -1) @ v
 
 
 def _max_pool2d(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
@@ -151,6 +197,10 @@ def _concat(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
 def _slice(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
     start, stop, step = (workload.attr(k) for k in ("start", "stop", "step"))
     return torch.ops.aten.slice.Tensor(next(inputs), workload.attr("axis"), start, stop, step)
+
+
+def _roll(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
+    return torch.roll(next(inputs), workload.attr("shifts"), workload.attr("axes"))
 
 
 def _shuffle(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
@@ -221,12 +271,16 @@ _MAIN: dict[str, Callable[[Workload, Iterator[Tensor], Iterator[Tensor]], Tensor
     "conv2d": _conv2d,
     "linear": _linear,
     "matmul": _matmul,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "attention": _attention,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
     "elementwise": _first,
     "concat": _concat,
     "slice": _slice,
+    "roll": _roll,
     "shuffle": _shuffle,
     "layout": _first,
     "aten": _aten,

@@ -93,8 +93,12 @@ class _Writer:
             self.values[name] = self._constant_value(name)
         else:
             base = self._read(bb, self.fused.aliases[name])
-            shape = self.relax.ShapeExpr(self.fused.shapes[name])
-            self.values[name] = bb.emit(self.relax.op.reshape(base, shape))
+            memory = self.fused.specs[name].physical(self.lanes)
+            if memory == tuple(int(s) for s in base.ty.shape):
+                self.values[name] = base
+            else:
+                shape = self.relax.ShapeExpr(memory)
+                self.values[name] = bb.emit(self.relax.op.reshape(base, shape))
         return self.values[name]
 
     def _constant_value(self, name: str) -> Any:

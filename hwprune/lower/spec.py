@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hwprune.lower.view import PREFIX, View
+
 if TYPE_CHECKING:
     import numpy as np
 
 PLAIN = "plain"
 PACKED = "packed"
+LAST = "packed_last"
 
 Attr = int | float | bool | str | None | tuple["Attr", ...]
 
@@ -27,7 +30,9 @@ class TensorSpec:
 
     `plain` is row-major. `packed` is for 4-D activations: logical (N, C, H, W) lies as
     (N, ceil(C / lanes), H, W, lanes) with the target's float32 vector width as `lanes`;
-    the lanes past C hold finite values that nobody may rely on.
+    the lanes past C hold finite values that nobody may rely on. `packed_last` lies the same, for
+    logical (N, H, W, C): a packed image whose channels were moved to the end. "view:..." is a
+    tensor that lies in the memory of another one (`View`).
     """
 
     shape: tuple[int, ...]
@@ -38,8 +43,25 @@ class TensorSpec:
         """The shape in memory."""
         if self.layout == PLAIN:
             return self.shape
-        n, c, h, w = self.shape
+        if self.layout.startswith(PREFIX):
+            return View.parse(self.layout).memory(self.shape)
+        n, c, h, w = self.image
         return (n, -(-c // lanes), h, w, lanes)
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """The shape of a packed tensor as (N, C, H, W)."""
+        if self.layout == LAST:
+            n, h, w, c = self.shape
+            return (n, c, h, w)
+        return self.shape
+
+    @property
+    def view(self) -> View | None:
+        """How a row-major or view tensor lies in memory; None for packed ones."""
+        if self.layout == PLAIN:
+            return View.whole(len(self.shape))
+        return View.parse(self.layout) if self.layout.startswith(PREFIX) else None
 
 
 @dataclass(frozen=True)
@@ -68,17 +90,24 @@ class Workload:
                         params[0] is the weight (O, I / groups, kh, kw): groups follow from it,
                         depthwise is a convolution with I == groups. Input may be PLAIN
                         (first layer) or PACKED; output is PACKED.
-      linear            PLAIN (..., K) -> PLAIN (..., M); params[0] the weight (M, K)
+      linear            PLAIN (..., K) -> PLAIN (..., M); params[0] the weight (M, K). Or of
+                        pixels: LAST (N, H, W, K) -> LAST (N, H, W, M) or PACKED (N, M, H, W)
       matmul            PLAIN (..., M, K) x PLAIN (..., K, N) -> PLAIN (..., M, N)
+      layer_norm        over the last axis, PLAIN or LAST; attrs eps; params[0] the scale (C)
+      softmax           over the last axis, PLAIN
+      attention         softmax(q k^T * scale [+ masks]) v: (B, H, T, D), (B, H, S, D), (B, H, S, E)
+                        and masks that broadcast to (B, H, T, S), leading dimensions of size 1
+                        left out; attrs scale, causal. Operands and result may be views
       max_pool2d        attrs kernel, stride, padding (4), dilation
       avg_pool2d        attrs kernel, stride, padding (4), count_include_pad, divisor
       global_avg_pool   (N, C, H, W) PACKED -> (N, C, 1, 1) PACKED or (N, C) PLAIN
       elementwise       epilogue only, applied to inputs[0]
-      concat            inputs along axis 1, all PACKED or all PLAIN (attrs axis)
+      concat            inputs along attrs axis: all PACKED (axis 1), or views of any axis
       slice             attrs axis, start, stop, step
+      roll              attrs axes, shifts, PLAIN
       shuffle           attrs groups: output channel i * groups + g is input channel g * n + i
                         with n = C / groups, PACKED
-      layout            PLAIN <-> PACKED
+      layout            the same tensor in another layout
       aten              anything else: attrs target ("aten.roll.default") and args, a JSON
                         text of the call's arguments with {"input": i} / {"param": i} for tensors
     """

@@ -5,7 +5,21 @@ In: a `Workload`, a `Target`, a thread count. Out: the `Kernel` of the first rul
 
 from __future__ import annotations
 
-from hwprune.lower.cpu import conv, depthwise, linear, matmul, move, pool, winograd
+from hwprune.lower.cpu import (
+    attention,
+    conv,
+    depthwise,
+    linear,
+    matmul,
+    move,
+    norm,
+    permute,
+    pixels,
+    pool,
+    rearrange,
+    softmax,
+    winograd,
+)
 from hwprune.lower.cpu.emit import Context, is_float
 from hwprune.lower.spec import Kernel, Workload
 from hwprune.target import Target
@@ -14,9 +28,15 @@ RULES = (
     depthwise.schedule,
     winograd.schedule,
     conv.schedule,
+    pixels.schedule,
     linear.schedule,
     matmul.schedule,
+    attention.schedule,
+    softmax.schedule,
+    norm.schedule,
     pool.schedule,
+    permute.schedule,
+    rearrange.schedule,
     move.schedule,
 )
 

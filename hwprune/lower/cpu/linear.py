@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,22 +126,39 @@ class _Plan:
         extras: list[Buffer],
         epilogue: Epilogue,
     ) -> None:
-        """Through a staging row, since the last vector may be longer than the output."""
+        """Whole vectors at once; the last vector may be longer than the output.
+
+        Long epilogues loop over a staged copy: unrolled over the tile they would not pay.
+        """
         lanes, shape = self.context.lanes, self.workload.output.shape
-        staged = T.alloc_buffer((rows * vectors * lanes,), "float32")
-        with unroll(rows * vectors) as i:
-            with T.vectorized(lanes) as lane:
-                T.buffer_store(staged, acc[i, lane], [i * lanes + lane])
-        with loop(rows) as r:
+        repeat: type[loop] = unroll
+        if epilogue.heavy:
+            staged = T.alloc_buffer((rows * vectors, lanes), "float32", annotations=emit.ON_STACK)
+            with unroll(rows * vectors) as i:
+                emit.store_vector(staged, [i], lanes, lambda lane: acc[i, lane])
+            acc, repeat = staged, loop
+        with repeat(rows) as r, repeat(vectors) as b:
             at = emit.split_index(row + r, shape[:-1])
-            count = vectors * lanes
-            if self.outputs % (vectors * lanes):
-                count = emit.tirx.min(count, self.outputs - block * lanes)
-            with T.serial(count) as j:
-                channel = block * lanes + j
+            first = (block + b) * lanes
+
+            def put(lane: Expr) -> None:
+                channel = first + lane
                 value = epilogue.apply_flat(
-                    staged[r * vectors * lanes + j],
-                    channel,
-                    lambda i: extras[i][(*at, channel)],
+                    acc[r * vectors + b, lane], channel, lambda i: extras[i][(*at, channel)]
                 )
                 T.buffer_store(y, value, [*at, channel])
+
+            self._lanes(first, put)
+
+    def _lanes(self, first: Expr, put: Callable[[Expr], None]) -> None:
+        """`put` for every output of a vector."""
+        lanes, rest = self.context.lanes, self.outputs % self.context.lanes
+        if rest == 0:
+            with T.vectorized(lanes) as lane:
+                put(lane)
+            return
+        with T.If(first + lanes <= self.outputs):
+            with T.Then(), T.vectorized(lanes) as lane:
+                put(lane)
+            with T.Else(), T.serial(rest) as lane:
+                put(lane)

@@ -50,10 +50,14 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
 
 
 def _plain_elementwise(workload: Workload) -> bool:
-    """Row-major operands of the output's shape; per-channel parameters along axis 1 or the last."""
-    return all(
-        t.layout == PLAIN and t.shape == workload.output.shape for t in workload.inputs
-    ) and bool(workload.output.shape)
+    """Row-major operands that broadcast; per-channel parameters along axis 1 or the last."""
+    shape = workload.output.shape
+    first, *others = workload.inputs
+    return (
+        first.shape == shape
+        and len(shape) > 0
+        and all(t.layout == PLAIN and len(t.shape) <= len(shape) for t in (first, *others))
+    )
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class _Layout(_Packed):
 
 @dataclass(frozen=True)
 class _Plain:
-    """Elementwise on row-major tensors of one shape: a flat run of vectors and a scalar rest."""
+    """Elementwise on row-major tensors: a flat run of vectors and a scalar rest."""
 
     workload: Workload
     context: Context
@@ -205,7 +209,7 @@ class _Plain:
         channel_axis = 1 if len(shape) == 4 else len(shape) - 1
 
         def element(at: list[Expr]) -> Expr:
-            read: Callable[[int], Expr] = lambda i: xs[1 + i][tuple(at)]  # noqa: E731
+            read: Callable[[int], Expr] = lambda i: xs[1 + i][self._where(1 + i, at)]  # noqa: E731
             return epilogue.apply_flat(xs[0][tuple(at)], at[channel_axis], read)
 
         with emit.split_threads(math.prod(shape[:-1]), self.context.threads) as (first, count):
@@ -220,6 +224,12 @@ class _Plain:
                     with T.serial(inner % lanes) as j:
                         at = [*outer, whole * lanes + j]
                         T.buffer_store(y, element(at), at)
+
+    def _where(self, operand: int, at: list[Expr]) -> tuple[Expr, ...]:
+        """The index of an operand's element by NumPy's broadcasting."""
+        sizes = self.workload.inputs[operand].shape
+        inside = at[len(at) - len(sizes) :]
+        return tuple(i if size > 1 else 0 for i, size in zip(inside, sizes, strict=True))
 
 
 _BODIES: dict[str, type[_Packed]] = {

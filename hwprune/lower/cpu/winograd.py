@@ -109,12 +109,12 @@ class _Plan:
         weight = transform_weights(self.m, params[0])
         full = np.zeros((self.taps, self.out_blocks * lanes, self.in_channels), np.float32)
         full[:, : g.out_channels, : g.channels] = weight
-        full = full.reshape(self.taps, self.out_blocks, lanes, self.in_channels)
+        parts = full.reshape(self.taps, self.out_blocks, lanes, self.in_channels)
         stream = []
         for part in tiles.segments(self.out_blocks, self.tile.blocks):
             for i in range(part.count):
                 start = part.start + i * part.size
-                piece = full[:, start : start + part.size]
+                piece = parts[:, start : start + part.size]
                 stream.append(piece.transpose(0, 3, 1, 2).reshape(-1, lanes))
         rest = tuple(pack_channels(p, lanes) for p in params[1:])
         return (np.ascontiguousarray(np.concatenate(stream)), *rest)
