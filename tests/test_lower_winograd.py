@@ -58,7 +58,7 @@ def test_the_choice_is_legal(channels: int, size: int) -> None:
     tiles = math.ceil(size / choice.m) ** 2
     assert 1 <= choice.chunk <= tiles
     inputs = 4 * (choice.m + 2) ** 2 * channels * choice.chunk
-    assert inputs <= CACHE_SHARE * context.l2_bytes or choice.chunk <= 10
+    assert inputs <= CACHE_SHARE * context.l2_bytes or choice.chunk <= 4
 
 
 def test_large_planes_are_taken_in_large_tiles() -> None:

@@ -30,6 +30,7 @@ from hwprune.lower.cpu.order import Order
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
 
 STEP = 4  # input channels per unrolled reduction step
+FEW = 4  # tiles of positions for which fetching weights early pays
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -88,6 +89,13 @@ class _Plan:
         rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
         parts = (tiles.segments(rows, self.tile.rows), tiles.segments(cols, self.tile.cols))
         return tuple(product(*parts))
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights come from beyond the level-2 cache, and for few tiles of positions."""
+        tiles_of_positions = sum(r.count * c.count for r, c in self.plane_segments())
+        weight_bytes = 4 * int(np.prod(self.param_shapes()[0]))
+        return weight_bytes > self.context.l2_bytes and tiles_of_positions <= FEW
 
     def order(self, part: tiles.Segment) -> Order:
         """What is the outer loop, and what the threads share."""
@@ -211,7 +219,11 @@ class _Plan:
         start = self.reduction.start(block)
         with T.unroll(tile.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
+        streams = self.streams
         with loop(extent // step) as k, loop(kh) as dy, loop(kw) as dx, unroll(step) as ci:
+            if streams:
+                with unroll(tile.blocks) as b:
+                    emit.prefetch(weight, [block + b, k + emit.AHEAD, dy, dx, ci, 0])
             with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
                 value = read(start + k * step, ci, row + r, col + c, dy, dx)
                 i = (r * tile.cols + c) * tile.blocks + b

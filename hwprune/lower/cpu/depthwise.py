@@ -16,6 +16,8 @@ from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, suppor
 from hwprune.lower.cpu.geometry import Geometry
 from hwprune.lower.spec import PACKED, Kernel, Workload
 
+FEWEST = 4  # output columns in registers, however wide the kernel is
+
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
     """The kernel of a depthwise conv2d (one input and one output channel a group), or None."""
@@ -48,9 +50,9 @@ class _Plan:
     def columns(self) -> int:
         """Output columns in registers: as many as leave room for the taps of a row."""
         kw = self.geometry.kernel[1]
-        most = max(1, self.context.registers - 2 * kw - 4) // 2
+        most = max((self.context.registers - 2 * kw - 4) // 2, FEWEST)
         ow = self.geometry.out_width
-        return min(ow, max(most, 4)) if ow <= most else -(-ow // -(-ow // most))
+        return -(-ow // -(-ow // most))
 
     def param_shapes(self) -> tuple[tuple[int, ...], ...]:
         lanes, (kh, kw) = self.context.lanes, self.geometry.kernel

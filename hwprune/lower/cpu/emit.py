@@ -23,6 +23,8 @@ from tvm import tirx  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 
+AHEAD = 32  # steps of a reduction by which weights that stream from memory are fetched early
+
 Expr = Any
 Buffer = Any
 
@@ -100,6 +102,15 @@ def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
     with T.parallel(workers) as worker:
         first = worker * extent // workers
         yield first, (worker + 1) * extent // workers - first
+
+
+def prefetch(buffer: Buffer, index: list[Expr]) -> None:
+    """Bring the cache line of an element nearer; the element may lie past the buffer's end.
+
+    For weights that stream from memory: hardware follows a stream only to the end of its page.
+    """
+    address = T.address_of(buffer[tuple(index)])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, 0, 3, 1))
 
 
 def balance(count: int, threads: int) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwprune.lower.cpu import emit, tiles
+from hwprune.lower.cpu import emit, tiles, winograd_choice
 from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
@@ -219,7 +219,12 @@ class _Chunk:
         with T.unroll(shape.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
         stream = (block * plan.taps + tap * shape.blocks) * plan.in_channels
+        streams = winograd_choice.streams(plan.geometry, plan.m, plan.context)
         with loop(plan.in_channels // STEP) as k, unroll(STEP) as ci:
+            if streams:
+                later = stream + ((k + emit.AHEAD) * STEP + ci) * shape.blocks
+                with unroll(shape.blocks) as b:
+                    emit.prefetch(weight, [later + b, 0])
             with unroll(shape.cols) as c, unroll(shape.blocks) as b:
                 channel = k * STEP
                 value = scratch[self.worker, tap, channel // lanes, tile + c, channel % lanes + ci]

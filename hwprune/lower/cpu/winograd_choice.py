@@ -14,17 +14,18 @@ from hwprune.lower.cpu.emit import Context
 from hwprune.lower.cpu.geometry import Geometry
 
 SIZES = (2, 4)  # outputs of a tile along each axis
-CACHE_SHARE = 0.75  # of the level-2 cache that one chunk's transformed inputs may fill
-MEMORY_BYTES_PER_CYCLE = 3.0  # the first time weights are read
-REREAD_BYTES_PER_CYCLE = 8.0  # again, where they stay in the level-3 cache
-L3_SHARE = 8 << 20  # bytes of weights that stay there from one chunk to the next
+CACHE_SHARE = 1.0  # of the level-2 cache that a chunk (and weights that stay there) may fill
+MEMORY_BYTES_PER_CYCLE = 5.0  # weights read from beyond this core's share of level 3
+DIRECT_BYTES_PER_CYCLE = 3.0  # by the direct convolution, which reads them faster than they come
+L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in that share
+L3_SHARE = 8 << 20  # bytes
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
 EFFICIENCY = 0.75  # of the products, against the model of register tiles
 DIRECT_EFFICIENCY = 0.9
 GAIN = 0.95  # of the direct cost that Winograd may need at most
-NEAR = 1.04  # of the least cycles: among those the fewest tiles at a time, nearer to level 1
-MIN_CHUNK = 7
+NEAR = 1.01  # of the least cycles: among those the fewest tiles at a time, nearer to level 1
+MIN_CHUNK = 14
 VARIANT_COST = 0.03  # of a register tile more, which is code more to compile
 
 
@@ -51,7 +52,7 @@ def direct_cycles(g: Geometry, context: Context) -> float:
     blocks = emit.blocks(g.out_channels, context.lanes)
     products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
     weights = 4 * 9 * g.channels * blocks * context.lanes
-    return products / DIRECT_EFFICIENCY + weights / MEMORY_BYTES_PER_CYCLE
+    return products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE
 
 
 def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
@@ -63,8 +64,8 @@ def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
         room -= weights
     lanes = context.lanes
     vectors = emit.blocks(g.channels, lanes) + min(emit.blocks(g.out_channels, lanes), 2)
-    fits = max(int(room / (4 * (m + 2) ** 2 * vectors * lanes)), MIN_CHUNK)
-    least, most = math.ceil(count / fits), max(count // MIN_CHUNK, 1)
+    fits = max(int(room / (4 * (m + 2) ** 2 * vectors * lanes)), 4)
+    least, most = math.ceil(count / fits), max(count // min(MIN_CHUNK, fits), 1)
     sizes = sorted({math.ceil(count / n) for n in range(least, max(most, least) + 1)})
     return [Choice(m, size, _cycles(g, m, size, count, context)) for size in sizes]
 
@@ -83,9 +84,14 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
     weights = _weight_bytes(g, m, context)
     total = count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
     products = tiles.plane_cycles(1, chunk, out, tile) * taps * g.channels / EFFICIENCY
-    first = max(products, weights / MEMORY_BYTES_PER_CYCLE)
-    again = max(products, _again(weights, context))
-    return total + first + (math.ceil(count / chunk) - 1) * again
+    chunks = math.ceil(count / chunk)
+    total += chunks * products + weights / MEMORY_BYTES_PER_CYCLE
+    return total + (chunks - 1) * _again(weights, context)
+
+
+def streams(g: Geometry, m: int, context: Context) -> bool:
+    """Whether the weights come from beyond the level-2 cache for every chunk."""
+    return _weight_bytes(g, m, context) > CACHE_SHARE / 2 * context.l2_bytes
 
 
 def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
@@ -97,7 +103,6 @@ def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
 
 def _again(weights: int, context: Context) -> float:
     """Cycles in which weights are read once more."""
-    if weights <= CACHE_SHARE * context.l2_bytes:
+    if weights <= CACHE_SHARE / 2 * context.l2_bytes:
         return 0.0
-    rate = REREAD_BYTES_PER_CYCLE if weights <= L3_SHARE else MEMORY_BYTES_PER_CYCLE
-    return weights / rate
+    return weights / (L3_BYTES_PER_CYCLE if weights <= L3_SHARE else MEMORY_BYTES_PER_CYCLE)
