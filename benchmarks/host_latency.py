@@ -17,7 +17,20 @@ from benchmarks.child import call
 from benchmarks.systems import CONTESTANTS, PREPARE, Contestant
 from benchmarks.workers import System, Timing, time_interleaved
 
-MODELS = ("efficientnet_lite0", "resnet18", "resnet50", "mobilenet_v2")
+MODELS = (
+    "efficientnet_lite0",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "shufflenet_v2_x1_0",
+    "densenet121",
+    "vgg16",
+    "convnext_tiny",
+    "vit_small",
+    "minilm",
+)
 QUICK_MODEL = "mobilenet_v2"
 QUICK_SYSTEMS = ("eager", "onnxruntime", "openvino", "hwprune-dense")
 SYSTEMS = "benchmarks.systems"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from examples.encoders import Encoder
 from examples.torchvision_ops import declare
 
 CNN_NAMES = (
@@ -37,11 +38,16 @@ CNN_NAMES = (
 
 ALL_NAMES = (*CNN_NAMES, "efficientnet_lite0", "rnet", "onet", "mlp")
 
+TRANSFORMER_NAMES = ("vit_small", "minilm")
+
 _INPUT_SHAPES = {"rnet": (3, 24, 24), "onet": (3, 48, 48), "mlp": (784,)}
 
 
 def example_input(name: str, batch: int = 1, seed: int = 0) -> Tensor:
-    """A random float32 batch of the shape that the model `name` takes."""
+    """A random float32 batch of the shape that the model `name` takes; int64 ids for minilm."""
+    if name == "minilm":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 30522, (batch, 128), generator=generator)
     shape = _INPUT_SHAPES.get(name, (3, 224, 224))
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
@@ -49,7 +55,7 @@ def example_input(name: str, batch: int = 1, seed: int = 0) -> Tensor:
 def build(name: str) -> nn.Module:
     """The model of this name: one of ALL_NAMES, or any classification model of torchvision."""
     factory: Callable[[], nn.Module] | None = getattr(sys.modules[__name__], name, None)
-    if name in ALL_NAMES and factory is not None:
+    if name in (*ALL_NAMES, *TRANSFORMER_NAMES) and factory is not None:
         return factory()
     return torchvision_model(name)
 
@@ -174,6 +180,23 @@ def onet() -> nn.Module:
     declare()
     model: nn.Module = _import("facenet_pytorch", "facenet-pytorch").models.mtcnn.ONet()
     return model.eval()
+
+
+def vit_small() -> nn.Module:
+    """timm's ViT-S/16, random weights."""
+    declare()
+    timm = _import("timm", "timm")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model("vit_small_patch16_224", pretrained=False)
+    return model.eval()
+
+
+def minilm() -> nn.Module:
+    """A sentence encoder of MiniLM-L6's sizes, random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder().eval()
 
 
 def mlp(width: int = 512, depth: int = 2, seed: int = 0) -> nn.Module:

@@ -63,14 +63,12 @@ SPILLS = {
     "x86-64-v3": {
         **dict.fromkeys(
             ("3x3@56", "3x3@28", "3x3@14", "3x3@7", "3x3-stride", "3x3-odd", "first-7x7",
-             "first-3x3", "grouped"),
+             "grouped"),
             "LLVM unrolls the taps of a row and keeps the inputs that they share",
         ),
         "grouped-1x1": "twelve accumulators, and LLVM loads four weights ahead",
     },
-    "x86-64-v4": {
-        "first-3x3": "LLVM unrolls the taps of a row and keeps the inputs that they share",
-    },
+    "x86-64-v4": {},
 }  # fmt: skip
 
 

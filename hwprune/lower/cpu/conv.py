@@ -69,9 +69,10 @@ class _Plan:
             else (g.out_height, g.out_width)
         )
         blocks = emit.blocks(g.out_channels, context.lanes)
-        tile = tiles.choose(
-            rows, cols, 1 if g.groups > 1 else blocks, context.registers, one_row=rows == 1
-        )
+        # LLVM unrolls the few taps of a plain row, and keeps the inputs that they share.
+        shared = plain and g.kernel[1] <= 3
+        registers = context.registers // 2 + 4 if shared else context.registers
+        tile = tiles.choose(rows, cols, 1 if g.groups > 1 else blocks, registers, one_row=rows == 1)
         return _Plan(workload, context, g, reduction, tile)
 
     @property
