@@ -46,7 +46,7 @@ def test_every_series_is_a_kernel_with_a_rule() -> None:
         ("1x1 of 64 channels", "cpu.conv2d_1x1"),
         ("1x1 of 256 channels", "cpu.conv2d_1x1"),
         ("3x3 of 64 channels", "cpu.conv2d_winograd"),
-        ("3x3 of 256 channels", "cpu.conv2d_winograd"),
+        ("3x3 of 256 channels", "cpu.conv2d_direct"),
         ("depthwise", "cpu.depthwise"),
     ]
 
