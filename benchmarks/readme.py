@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from hwprune.atomic import write_text
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Document = Mapping[str, Any]
 PEERS = ("eager", "inductor", "onnxruntime", "openvino", "executorch")
+STRONGEST = ("onnxruntime", "openvino", "executorch")
 OWN = ("hwprune-dense", "hwprune-pruned")
 
 
@@ -36,6 +38,30 @@ def host_latency(document: Document) -> list[str]:
         lines.append(
             _row(model, threads, *times, *("-" if x is None else f"{x:.2f}" for x in ratios))
         )
+    return lines
+
+
+def dense_networks(document: Document) -> list[str]:
+    """Dense networks: milliseconds, ours over the best peer, two threads against one, the mean."""
+    found = {(r["model"], r["threads"], r["system"]): r for r in document["rows"]}
+    columns = [f"{s}, {t}" for t in (1, 2) for s in (*STRONGEST, "ours")]
+    lines = _head("model", *columns, "ours / best, 1", "ours / best, 2", "1 / 2 threads")
+    ratios: dict[int, list[float]] = {1: [], 2: []}
+    for model in dict.fromkeys(r["model"] for r in document["rows"]):
+        cells: list[str] = []
+        shares: list[str] = []
+        for threads in (1, 2):
+            rows = [found.get((model, threads, s), {}) for s in (*STRONGEST, "hwprune-dense")]
+            times = [r.get("median_us") for r in rows]
+            cells += ["-" if t is None else f"{t / 1000:.1f}" for t in times]
+            ratio = rows[-1].get("to_best_peer")
+            shares.append("-" if ratio is None else f"{ratio:.2f}")
+            ratios[threads] += [] if ratio is None else [ratio]
+        ours = [found.get((model, t, "hwprune-dense"), {}).get("median_us") for t in (1, 2)]
+        scaling = f"{ours[0] / ours[1]:.2f}" if ours[0] and ours[1] else "-"
+        lines.append(_row(model, *cells, *shares, scaling))
+    means = [f"**{geometric_mean(x):.2f}**" if x else "-" for x in ratios.values()]
+    lines.append(_row("geometric mean", *[""] * len(columns), *means, ""))
     return lines
 
 
@@ -81,6 +107,7 @@ def analysis_time(document: Document) -> list[str]:
 
 TABLES: dict[str, Callable[[Document], list[str]]] = {
     "host_latency": host_latency,
+    "dense_networks": dense_networks,
     "fashion_mnist": fashion_mnist,
     "allocation": allocation,
     "analysis_time": analysis_time,

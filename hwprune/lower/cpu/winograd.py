@@ -127,7 +127,7 @@ class _Plan:
         source = copy_with_border(xs[0], g, size, lanes, self.context.threads)
         epilogue = Epilogue(self.workload, lanes, xs[1:], ps[1:], first_param=1)
         count = -(-rows * cols // self.chunk)
-        apart = count >= 2 * self.context.threads
+        apart = winograd_choice.apart(count, self.context.threads)
         workers = self.context.threads if apart else 1
         shape = (workers, self.taps, self.in_blocks, self.chunk, lanes)
         mine = (self.context.threads, self.taps, self.chunk, self.tile.blocks, lanes)

@@ -52,7 +52,8 @@ def direct_cycles(g: Geometry, context: Context) -> float:
     blocks = emit.blocks(g.out_channels, context.lanes)
     products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
     weights = 4 * 9 * g.channels * blocks * context.lanes
-    return products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE
+    cycles = products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE
+    return cycles / context.threads
 
 
 def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
@@ -77,16 +78,23 @@ def _weight_bytes(g: Geometry, m: int, context: Context) -> int:
 
 
 def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> float:
-    """Modelled cycles of one image."""
+    """Modelled cycles of one image, of the thread that has most to do."""
     lanes, taps = context.lanes, (m + 2) ** 2
     into, out = emit.blocks(g.channels, lanes), emit.blocks(g.out_channels, lanes)
-    tile = product_tile(chunk, out, context)
-    weights = _weight_bytes(g, m, context)
-    total = count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
+    tile, chunks = product_tile(chunk, out, context), math.ceil(count / chunk)
     products = tiles.plane_cycles(1, chunk, out, tile) * taps * g.channels / EFFICIENCY
-    chunks = math.ceil(count / chunk)
-    total += chunks * products + weights / MEMORY_BYTES_PER_CYCLE
-    return total + (chunks - 1) * _again(weights, context)
+    work = chunks * products + count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
+    weights = _weight_bytes(g, m, context)
+    read = weights / MEMORY_BYTES_PER_CYCLE + (chunks - 1) * _again(weights, context)
+    if apart(chunks, context.threads):
+        return (work + read) / (context.threads * emit.balance(chunks, context.threads))
+    shares = emit.balance(math.ceil(out / tile.blocks), context.threads)
+    return (work + read) / (context.threads * shares)
+
+
+def apart(chunks: int, threads: int) -> bool:
+    """Whether each thread has chunks of its own; else the threads share the work of every chunk."""
+    return chunks >= 2 * threads
 
 
 def streams(g: Geometry, m: int, context: Context) -> bool:
@@ -96,8 +104,9 @@ def streams(g: Geometry, m: int, context: Context) -> bool:
 
 def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
     """The register tile of the products: tiles of the image x channel vectors."""
+    blocks = -(-out_blocks // context.threads)  # or a thread would have none
     return tiles.choose(
-        1, chunk, out_blocks, context.registers, one_row=True, variant_cost=VARIANT_COST
+        1, chunk, blocks, context.registers, one_row=True, variant_cost=VARIANT_COST
     )
 
 
