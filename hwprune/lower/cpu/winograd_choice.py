@@ -16,14 +16,15 @@ from hwprune.lower.cpu.geometry import Geometry
 SIZES = (2, 4)  # outputs of a tile along each axis
 CACHE_SHARE = 1.0  # of the level-2 cache that a chunk (and weights that stay there) may fill
 MEMORY_BYTES_PER_CYCLE = 5.0  # weights read from beyond this core's share of level 3
-DIRECT_BYTES_PER_CYCLE = 3.0  # by the direct convolution, which reads them faster than they come
+DIRECT_BYTES_PER_CYCLE = 2.0  # by the direct convolution, which reads them faster than they come
 L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in that share
 L3_SHARE = 8 << 20  # bytes
+SHARED_BYTES_PER_CYCLE = 0.4  # what another core has just written
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
 EFFICIENCY = 0.75  # of the products, against the model of register tiles
 DIRECT_EFFICIENCY = 0.9
-GAIN = 0.95  # of the direct cost that Winograd may need at most
+GAIN = 0.9  # of the direct cost that Winograd may need at most
 NEAR = 1.01  # of the least cycles: among those the fewest tiles at a time, nearer to level 1
 MIN_CHUNK = 14
 VARIANT_COST = 0.03  # of a register tile more, which is code more to compile
@@ -52,8 +53,7 @@ def direct_cycles(g: Geometry, context: Context) -> float:
     blocks = emit.blocks(g.out_channels, context.lanes)
     products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
     weights = 4 * 9 * g.channels * blocks * context.lanes
-    cycles = products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE
-    return cycles / context.threads
+    return products / DIRECT_EFFICIENCY / context.threads + weights / DIRECT_BYTES_PER_CYCLE
 
 
 def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
@@ -66,7 +66,8 @@ def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
     lanes = context.lanes
     vectors = emit.blocks(g.channels, lanes) + min(emit.blocks(g.out_channels, lanes), 2)
     fits = max(int(room / (4 * (m + 2) ** 2 * vectors * lanes)), 4)
-    least, most = math.ceil(count / fits), max(count // min(MIN_CHUNK, fits), 1)
+    fewest = min(max(MIN_CHUNK // context.threads, 4), fits)
+    least, most = math.ceil(count / fits), max(count // fewest, 1)
     sizes = sorted({math.ceil(count / n) for n in range(least, max(most, least) + 1)})
     return [Choice(m, size, _cycles(g, m, size, count, context)) for size in sizes]
 
@@ -84,12 +85,14 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
     tile, chunks = product_tile(chunk, out, context), math.ceil(count / chunk)
     products = tiles.plane_cycles(1, chunk, out, tile) * taps * g.channels / EFFICIENCY
     work = chunks * products + count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
-    weights = _weight_bytes(g, m, context)
-    read = weights / MEMORY_BYTES_PER_CYCLE + (chunks - 1) * _again(weights, context)
-    if apart(chunks, context.threads):
-        return (work + read) / (context.threads * emit.balance(chunks, context.threads))
+    weights, alone = _weight_bytes(g, m, context), apart(chunks, context.threads)
+    turns = math.ceil(chunks / context.threads) if alone else chunks
+    read = weights / MEMORY_BYTES_PER_CYCLE + (turns - 1) * _again(weights, context)
+    if alone:
+        return work / (context.threads * emit.balance(chunks, context.threads)) + read
     shares = emit.balance(math.ceil(out / tile.blocks), context.threads)
-    return (work + read) / (context.threads * shares)
+    others = 4 * count * taps * into * lanes * (context.threads - 1) / context.threads
+    return work / (context.threads * shares) + read + others / SHARED_BYTES_PER_CYCLE
 
 
 def apart(chunks: int, threads: int) -> bool:
