@@ -1,7 +1,7 @@
-"""The reference of the certificate where normalisation statistics run over removed channels.
+"""Normalisations as the certificate needs them, in copies of graphs that are changed in place.
 
-Zeros would count as channels there. So the silenced original normalises over those that are kept.
-Input: a copy of the original's graph, its coupling and a unit mask. It is changed in place.
+Where statistics run over removed channels, zeros would count as channels: the silenced original
+normalises over those that are kept.
 """
 
 from __future__ import annotations
@@ -40,6 +40,19 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
     return changed
 
 
+def plain_batch_norms(module: fx.GraphModule) -> None:
+    """Write batch norms in evaluation mode as arithmetic.
+
+    PyTorch's own gradient of one is wrong for a single picture whose gradient lies transposed
+    (2.13, CPU), as it does behind a patch embedding.
+    """
+    for node in module.graph.nodes:
+        if node.op == "call_function" and operator_names(node)[1] == "batch_norm":
+            if not node.args[5] and isinstance(node.args[3], fx.Node):
+                node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
+    module.recompile()
+
+
 def _arguments(node: fx.Node) -> tuple[Any, ...]:
     """What a masked normalisation takes beside the value and the mask."""
     name = operator_names(node)[1]
@@ -49,6 +62,15 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
     if name == "rms_norm":
         return weight, argument(node, 3, "eps")
     return weight, argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    y = (x - mean.reshape(shape)) * scale.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
 
 
 def _layer_norm(
