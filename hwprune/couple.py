@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import fx
 
-from hwprune.coupling import Axis, Coupling, Extent, Frozen, Group, Site
+from hwprune.coupling import HEAD_DIM, HEADS, Axis, Coupling, Extent, Frozen, Group, Site
 from hwprune.errors import HwpruneError
 from hwprune.grouping import build_coupling
 from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
-from hwprune.rules.engine import HEAD_DIM, HEADS, Factors, Outputs, UnsupportedForm
+from hwprune.rules.engine import Factors, Outputs, UnsupportedForm
 from hwprune.rules.merging import merging
 from hwprune.rules.settle import leave_batch, settle
 

@@ -51,6 +51,7 @@ def build_coupling(tracer: Tracer) -> Coupling:
         unit_group=np.repeat(np.arange(len(groups)), widths).astype(np.int64),
         unit_position=np.concatenate([*map(np.arange, widths), np.zeros(0)]).astype(np.int64),
         aliases=dict(tracer.aliases),
+        attention=tracer.attention,
     )
 
 

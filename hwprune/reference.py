@@ -47,9 +47,10 @@ def plain_batch_norms(module: fx.GraphModule) -> None:
     (2.13, CPU), as it does behind a patch embedding.
     """
     for node in module.graph.nodes:
-        if node.op == "call_function" and operator_names(node)[1] == "batch_norm":
-            if not node.args[5] and isinstance(node.args[3], fx.Node):
-                node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
+        if node.op != "call_function" or operator_names(node)[1] != "batch_norm":
+            continue
+        if not node.args[5] and isinstance(node.args[3], fx.Node):
+            node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
     module.recompile()
 
 

@@ -8,13 +8,13 @@ from graph_helpers import random_plan
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+import hwprune
 from hwprune.capture import capture
 from hwprune.couple import Coupling, couple
-from hwprune.coupling import Site
-from hwprune.errors import HwpruneError
+from hwprune.coupling import HEAD_DIM, HEADS, Site
+from hwprune.errors import HwpruneError, PlanError
 from hwprune.program import Program
 from hwprune.rewrite import rewrite
-from hwprune.rules.engine import HEAD_DIM, HEADS
 from hwprune.verify import verify
 
 COUNT, DEPTH, TOKENS = 4, 6, 9
@@ -139,9 +139,7 @@ CUTS = {
     "reshape_select": lambda x: tuple(
         x.reshape(x.shape[0], TOKENS, 3, COUNT, DEPTH).permute(2, 0, 3, 1, 4)[i] for i in range(3)
     ),
-    "per_head": lambda x: (
-        x.view(x.shape[0], TOKENS, COUNT, 3 * DEPTH).transpose(1, 2).chunk(3, -1)
-    ),
+    "per_head": lambda x: x.view(x.shape[0], TOKENS, COUNT, 3 * DEPTH).transpose(1, 2).chunk(3, -1),
     "chunk": lambda x: tuple(split(y) for y in x.chunk(3, -1)),
     "split": lambda x: tuple(split(y) for y in x.split(WIDTH, -1)),
     "slice": lambda x: tuple(split(x[..., i * WIDTH : (i + 1) * WIDTH]) for i in range(3)),
@@ -361,3 +359,47 @@ def test_unknown_units_are_refused():
     program = capture(nn.Linear(3, 2), (torch.randn(1, 3),))
     with pytest.raises(HwpruneError, match="unknown units 'tails'"):
         couple(program, attention="tails")
+
+
+class Small(nn.Module):
+    """One encoder layer that the lowering knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(10, WIDTH), nn.Linear(WIDTH, 3)
+        self.attention = Fused(CUTS["chunk"])
+        self.attention.qkv, self.attention.out = (
+            nn.Linear(WIDTH, 3 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.norm(x + self.attention(x)).mean(1))
+
+
+@pytest.mark.parametrize(("attention", "width"), [(HEADS, COUNT), (HEAD_DIM, DEPTH)])
+def test_pruning_to_a_budget_and_again_by_its_plan(attention, width, tmp_path):
+    x = torch.randn(1, TOKENS, 10)
+    torch.manual_seed(0)
+    model = Small()
+    result = hwprune.prune(model, (x,), macs="60%", attention=attention, seed=1)
+    assert result.certificate.passed
+    assert "normalised over the kept channels" in result.certificate.reference
+    name = "attention.qkv"
+    assert result.coupling.group(name).width == width
+    assert result.coupling.group("stem").through_norm_statistics
+    result.plan.save(tmp_path / "plan.json")
+    again = hwprune.prune(model, (x,), plan=tmp_path / "plan.json")
+    assert again.plan == result.plan
+    assert torch.equal(again.module(x), result.module(x))
+    other = {HEADS: HEAD_DIM, HEAD_DIM: HEADS}[attention]
+    with pytest.raises(PlanError, match="units of attentions"):
+        result.plan.check(couple(result.dense, attention=other), result.plan.fingerprint)
+
+
+def test_inspect_tells_the_size_of_a_head():
+    found = hwprune.inspect(Small(), (torch.randn(1, TOKENS, 10),))
+    sizes = {g["name"]: (g["width"], g["unit_size"]) for g in found["groups"]}
+    assert sizes == {"stem": (WIDTH, 1), "attention.qkv": (COUNT, 3 * DEPTH)}

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from hwprune.coupling import HEADS
 from hwprune.program import get_tensor, tensor_value
-
-HEADS, HEAD_DIM = "heads", "head_dim"
-"""What a unit of an attention is: a whole head, or the same channel of every head."""
 
 Factors = tuple[np.ndarray, ...]
 Edges = tuple[np.ndarray, np.ndarray]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from hwprune.coupling import HEADS
 from hwprune.rules.engine import (
-    HEADS,
     Factors,
     Tracer,
     UnsupportedForm,
