@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from hwprune.errors import HwpruneError, ModelError
+from hwprune.inline import inline_regions
 from hwprune.program import (
     FIXED_TRAINING,
     Program,
@@ -266,6 +267,7 @@ def _unlift(exported: ExportedProgram) -> fx.GraphModule:
     """The graph module of an exported program, without guard nodes and assertions."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    inline_regions(module)
     for node in list(module.graph.nodes):
         guard = node.op == "call_module" and str(node.target).startswith("_guards_fn")
         # These pin the dtype: the module could not be used after `.double()`.

@@ -15,6 +15,7 @@ from rich.table import Table
 from hwprune.options import (
     Args,
     AsJson,
+    Attention,
     Calibrate,
     Importance,
     Input,
@@ -58,6 +59,7 @@ def compile_command(
     mean: Mean = "0.5",
     std: Std = "0.5",
     importance: Importance = "l2",
+    attention: Attention = "heads",
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -77,8 +79,8 @@ def compile_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
-            given, inputs, out=out, progress=progress, importance=importance, seed=seed,
-            calibrate=images, name=model_name(model), **asked,
+            given, inputs, out=out, progress=progress, importance=importance, attention=attention,
+            seed=seed, calibrate=images, name=model_name(model), **asked,
         )  # fmt: skip
     if as_json:
         _print_json(result.report)
@@ -102,6 +104,7 @@ def prune_command(
     mean: Mean = "0.5",
     std: Std = "0.5",
     importance: Importance = "l2",
+    attention: Attention = "heads",
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -122,8 +125,8 @@ def prune_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
-            given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
-            name=model_name(model), **asked,
+            given, inputs, progress=progress, importance=importance, attention=attention, seed=seed,
+            calibrate=images, name=model_name(model), **asked,
         )  # fmt: skip
     save_pruned(result, out)
     if as_json:
@@ -160,31 +163,29 @@ def lower_command(
 
 @app.command("inspect")
 def inspect_command(
-    model: Model, input_: Input = None, arg: Args = None, as_json: AsJson = False
+    model: Model,
+    attention: Attention = "heads",
+    input_: Input = None,
+    arg: Args = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show which channels belong together, and which are frozen and why."""
     from hwprune.pipeline import inspect
+    from hwprune.report import print_groups
 
     given, inputs, _ = read_inputs(model, arg, input_)
-    found = inspect(given, inputs, name=model_name(model))
+    found = inspect(given, inputs, attention=attention, name=model_name(model))
     if as_json:
         _print_json(found)
         return
-    table = Table("group", "width", "members", title=f"{found['model']}: prunable groups")
-    for group in found["groups"]:
-        members = [f"{m['parameter']}[{m['dim']}]" for m in group["members"]]
-        table.add_row(group["name"], str(group["width"]), _short(members))
-    Console().print(table)
-    table = Table("frozen", "width", "reason", "source", title="Frozen")
-    for row in found["frozen"]:
-        table.add_row(row["name"], str(row["width"]), row["reason"], row["source"])
-    Console().print(table)
+    print_groups(found, Console())
 
 
 @app.command("profile")
 def profile_command(
     model: Model,
     target: TargetOption = "host",
+    attention: Attention = "heads",
     input_: Input = None,
     threads: Threads = 1,
     arg: Args = None,
@@ -198,8 +199,9 @@ def profile_command(
     with _progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         done = profile(
-            given, inputs, target=target, threads=threads, progress=progress, name=model_name(model)
-        )
+            given, inputs, target=target, attention=attention, threads=threads, progress=progress,
+            name=model_name(model),
+        )  # fmt: skip
     if as_json:
         _print_json(vars(done))
     else:
@@ -281,10 +283,6 @@ def _progress(quiet: bool) -> Iterator[Any]:
     else:
         with rich_progress() as progress:
             yield progress
-
-
-def _short(members: list[str]) -> str:
-    return ", ".join(members[:4]) + (f" and {len(members) - 4} more" if len(members) > 4 else "")
 
 
 def _print_json(data: Any) -> None:

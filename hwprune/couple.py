@@ -11,30 +11,59 @@ from typing import Any
 
 from torch import fx
 
-from hwprune.coupling import Axis, Coupling, Extent, Frozen, Group, Site
+from hwprune.coupling import HEAD_DIM, HEADS, Axis, Coupling, Extent, Frozen, Group, Site
+from hwprune.errors import HwpruneError
 from hwprune.grouping import build_coupling
 from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
-from hwprune.rules.engine import Factors, Outputs, UnsupportedForm, settle
+from hwprune.rules.engine import Factors, Outputs, UnsupportedForm
+from hwprune.rules.merging import merging
+from hwprune.rules.settle import leave_batch, settle
 
 __all__ = ["Axis", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
 
 
-def couple(program: Program) -> Coupling:
+def couple(program: Program, *, attention: str = HEADS) -> Coupling:
     """Find which channels of a program can be removed together, and which must stay.
 
-    Deterministic; the answer is the same for a program and `specialize(program)`.
+    Args:
+        attention: the units of attentions: "heads" (a key/value head goes with its queries), or
+            "head_dim" (the same channel of every head).
+
+    Deterministic; the answer is the same for a program and `specialize(program)`. Raises
+    HwpruneError for an unknown form of units.
     """
-    return build_coupling(trace(program))
+    check_attention(attention)
+    return build_coupling(trace(program, attention))
 
 
-def trace(program: Program) -> Tracer:
-    """Run the label rules over the program at the sizes of its example inputs."""
+def check_attention(attention: str) -> None:
+    """HwpruneError unless this names a form of the units of attentions."""
+    if attention not in (HEADS, HEAD_DIM):
+        raise HwpruneError(
+            f"unknown units {attention!r}", where="attention", hint=f"{HEADS} or {HEAD_DIM}"
+        )
+
+
+def trace(program: Program, attention: str = HEADS) -> Tracer:
+    """Run the label rules over the program at the sizes of its example inputs.
+
+    Where a product finds channels that only live together (those of a head), the rules run
+    again with these being one from the start: what lies before the product then knows it too.
+    """
     nodes = list(program.module.graph.nodes)
     concrete = all(SYMBOLIC in n.meta for n in nodes if n.op != "output")
-    module = program.module if concrete else specialize(program).module
-    tracer = Tracer(module)
-    for node in module.graph.nodes:
+    tracer = Tracer(program.module if concrete else specialize(program).module, attention=attention)
+    while True:
+        _run(tracer)
+        again = merging(tracer)
+        if again is None:
+            return tracer
+        tracer = again
+
+
+def _run(tracer: Tracer) -> None:
+    for node in tracer.module.graph.nodes:
         if node.op == "get_attr":
             tracer.values[node] = tracer.parameter(node)
         elif node.op == "output":
@@ -42,7 +71,6 @@ def trace(program: Program) -> Tracer:
                 tracer.freeze_value(arg, node, "is an output of the model")
         elif node.op != "placeholder":
             tracer.values[node] = _apply(tracer, node)
-    return tracer
 
 
 def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
@@ -55,6 +83,7 @@ def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
         return ()
     rule = find_rule(node) if node.op == "call_function" else None
     reason = "no rule for this operator"
+    leave_batch(tracer, node)
     if rule is not None:
         try:
             result = rule(tracer, node)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+HEADS, HEAD_DIM = "heads", "head_dim"
+"""What a unit of an attention is: a whole head, or the same channel of every head."""
+
 
 @dataclass(frozen=True, order=True)
 class Site:
@@ -84,6 +87,7 @@ class Coupling:
     unit_group: np.ndarray
     unit_position: np.ndarray
     aliases: Mapping[str, str] = field(default_factory=dict)
+    attention: str = HEADS
 
     def group(self, name: str) -> Group:
         """The group of this name; KeyError if there is none."""

@@ -32,6 +32,7 @@ def build_coupling(tracer: Tracer) -> Coupling:
     sites = {site: units.of(v) for site, v in site_labels.items()}
     members = _same_sites(units, [*nodes.values(), *sites.values()])
     groups, components = _groups(members, sites, order)
+    groups = _through_statistics(groups, components, tracer, units)
     number = np.full(len(units.stays) + 1, -1, np.int64)
     number[np.concatenate([*components, np.zeros(0, np.int64)])] = np.arange(
         sum(map(len, components))
@@ -50,6 +51,7 @@ def build_coupling(tracer: Tracer) -> Coupling:
         unit_group=np.repeat(np.arange(len(groups)), widths).astype(np.int64),
         unit_position=np.concatenate([*map(np.arange, widths), np.zeros(0)]).astype(np.int64),
         aliases=dict(tracer.aliases),
+        attention=tracer.attention,
     )
 
 
@@ -161,6 +163,17 @@ def _groups(
         groups.append(Group(unique, len(units), index))
         components.append(units)
     return tuple(groups), components
+
+
+def _through_statistics(
+    groups: tuple[Group, ...], components: list[np.ndarray], tracer: Tracer, units: Units
+) -> tuple[Group, ...]:
+    """The groups, marked where the statistics of a normalisation run over their units."""
+    over = np.concatenate([*(units.component[v] for v in tracer.statistics), np.zeros(0, np.int64)])
+    return tuple(
+        replace(g, through_norm_statistics=bool(np.isin(c, over).any()))
+        for g, c in zip(groups, components, strict=True)
+    )
 
 
 def _rank(

@@ -118,7 +118,8 @@ def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair
 
 
 def _apply(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
-    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted))
+    attention = prepared.coupling.attention
+    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted), attention)
     return plan, rewrite(prepared.program, prepared.coupling, plan)
 
 

@@ -35,6 +35,9 @@ Mean = Annotated[
 ]
 Std = Annotated[str, typer.Option(help="Those images are then divided by this, likewise.")]
 Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
+Attention = Annotated[
+    str, typer.Option(help="Units of attentions: heads, or head_dim (a channel of every head).")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]

@@ -20,7 +20,8 @@ from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture, fingerprint
-from hwprune.couple import couple
+from hwprune.couple import check_attention, couple
+from hwprune.coupling import HEADS
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.latency import Outcome, interleaved, search
@@ -60,6 +61,7 @@ def prune(
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
+    attention: str = HEADS,
     threads: int = 1,
     seed: int = 0,
     recover: Recover = "auto",
@@ -78,6 +80,8 @@ def prune(
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
+        attention: the units of attentions: "heads", or "head_dim" (the same channel of every
+            head). A plan brings its own.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
@@ -91,12 +95,14 @@ def prune(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
     )
     check_recovery(recover, calibrate is not None)
+    check_attention(attention)
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
         images = _images(calibrate, program)
     with clock.stage("couple"):
-        prepared = prepare(program, request.target, threads)
+        units = attention if request.plan is None else request.plan.attention
+        prepared = prepare(program, request.target, threads, units)
     if not prepared.coupling.groups:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     scores: Mapping[str, np.ndarray] = {}
@@ -161,11 +167,16 @@ def compile_pruned(
 
 
 def inspect(
-    model: Model, inputs: Sequence[Tensor] | None = None, *, name: str = ""
+    model: Model,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    attention: str = HEADS,
+    name: str = "",
 ) -> dict[str, Any]:
     """Groups with their members, and what is frozen and why."""
+    check_attention(attention)
     program = _capture(model, inputs, name)
-    return describe_groups(program, couple(program))
+    return describe_groups(program, couple(program, attention=attention))
 
 
 def profile(
@@ -173,16 +184,18 @@ def profile(
     inputs: Sequence[Tensor] | None = None,
     *,
     target: str = "host",
+    attention: str = HEADS,
     threads: int = 1,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
     """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
+    check_attention(attention)
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
-    prepared = prepare(program, chosen, threads)
+    prepared = prepare(program, chosen, threads, attention)
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)

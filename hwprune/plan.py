@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.atomic import write_text
-from hwprune.coupling import Coupling
+from hwprune.coupling import HEAD_DIM, HEADS, Coupling
 from hwprune.errors import ArtifactError, PlanError
 
 _FORMAT = 1
@@ -20,17 +20,20 @@ _HINT = "write it again with hwprune prune"
 class Plan:
     """Kept unit indices (sorted) per group name, for the program with this fingerprint.
 
-    `predicted` has at least the budgets' resources: latency_us, macs, params.
+    `predicted` has at least the budgets' resources: latency_us, macs, params. `attention` says
+    what a unit of an attention is, as `couple` takes it.
     """
 
     fingerprint: str
     kept: Mapping[str, tuple[int, ...]]
     predicted: Mapping[str, float] = field(default_factory=dict)
+    attention: str = HEADS
 
     @staticmethod
     def full(coupling: Coupling, fingerprint: str) -> Plan:
         """The plan that keeps everything."""
-        return Plan(fingerprint, {g.name: tuple(range(g.width)) for g in coupling.groups})
+        kept = {g.name: tuple(range(g.width)) for g in coupling.groups}
+        return Plan(fingerprint, kept, attention=coupling.attention)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -49,6 +52,7 @@ class Plan:
             {
                 "format": _FORMAT,
                 "fingerprint": self.fingerprint,
+                "attention": self.attention,
                 "predicted": dict(self.predicted),
                 "kept": {name: list(units) for name, units in self.kept.items()},
             }
@@ -76,6 +80,12 @@ class Plan:
                 f"this model's is {fingerprint}",
                 where=where,
                 hint="plan this model anew",
+            )
+        if self.attention != coupling.attention:
+            raise PlanError(
+                f"the plan's units of attentions are {self.attention}, the model was coupled by "
+                f"{coupling.attention}",
+                where=where,
             )
         groups = {g.name: g.width for g in coupling.groups}
         prefix = f"{where}: " if where else ""
@@ -107,6 +117,9 @@ def _parse(raw: Any, where: str) -> Plan:
     )
     if not numbers:
         raise PlanError("'predicted' does not map names to numbers", where=where)
+    attention = raw.get("attention", HEADS)
+    if attention not in (HEADS, HEAD_DIM):
+        raise PlanError(f"'attention' is neither {HEADS} nor {HEAD_DIM}", where=where)
     for name, units in kept.items():
         if not isinstance(units, list) or not all(type(u) is int for u in units):
             raise PlanError("not a list of unit indices", where=f"{where}: {name}")
@@ -116,4 +129,5 @@ def _parse(raw: Any, where: str) -> Plan:
         fingerprint=raw["fingerprint"],
         kept={name: tuple(units) for name, units in kept.items()},
         predicted={name: float(value) for name, value in predicted.items()},
+        attention=attention,
     )

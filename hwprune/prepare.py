@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hwprune.budget import MACS
 from hwprune.capture import Program, specialize
 from hwprune.couple import couple
-from hwprune.coupling import Coupling
+from hwprune.coupling import HEADS, Coupling
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
@@ -46,10 +46,13 @@ class Prepared:
         return sum(cost.at(self.full) for cost in costs)
 
 
-def prepare(program: Program, target: Target, threads: int) -> Prepared:
-    """Couple the channels, fuse the kernels and tabulate what does not need measuring."""
+def prepare(program: Program, target: Target, threads: int, attention: str = HEADS) -> Prepared:
+    """Couple the channels, fuse the kernels and tabulate what does not need measuring.
+
+    `attention`: the units of attentions, as `couple` takes it.
+    """
     specialized = specialize(program)
-    coupling = couple(specialized)
+    coupling = couple(specialized, attention=attention)
     folded = fold_batch_norm(specialized)
     calls = fuse(folded)
     check_calls(calls, folded, target.lanes)

@@ -14,7 +14,7 @@ from torch import fx
 
 from hwprune.atomic import replace_directory
 from hwprune.capture import Program
-from hwprune.coupling import Coupling
+from hwprune.coupling import Coupling, Group
 from hwprune.deploy import Artifact
 from hwprune.latency import Outcome
 from hwprune.plan import Plan
@@ -91,6 +91,13 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
     return exported
 
 
+def unit_size(group: Group) -> int:
+    """How many rows of the layer that a group is named after one unit is; a head has many."""
+    named = [s for s in group.sites if s.parameter.startswith(group.name.partition("#")[0])]
+    rows = [s for s in named if s.dim == 0] or named or list(group.sites)
+    return int(group.index[rows[0]].shape[1])
+
+
 def describe_groups(program: Program, coupling: Coupling) -> dict[str, Any]:
     """Groups with their members, and what is frozen and why, as JSON data."""
     return {
@@ -100,6 +107,8 @@ def describe_groups(program: Program, coupling: Coupling) -> dict[str, Any]:
             {
                 "name": g.name,
                 "width": g.width,
+                "unit_size": unit_size(g),
+                "through_norm_statistics": g.through_norm_statistics,
                 "members": [
                     {"parameter": s.parameter, "dim": s.dim, "per_unit": int(i.shape[1])}
                     for s, i in sorted(g.index.items())

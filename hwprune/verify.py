@@ -21,6 +21,7 @@ from hwprune.coupling import Coupling
 from hwprune.errors import CertificateError
 from hwprune.plan import Plan
 from hwprune.program import Program, get_tensor, tensor_value
+from hwprune.reference import plain_batch_norms, renormalise
 from hwprune.rewrite import kept_indices
 from hwprune.rules.engine import operator_names
 
@@ -76,6 +77,10 @@ def verify(
     _perturb(large, generator)
     _copy_slices(large, small, kept)
     _silence(large, kept)
+    if renormalise(large, coupling, coupling.unit_mask(plan.kept)):
+        reference += ", normalised over the kept channels"
+    for module in (large, small):
+        plain_batch_norms(module)
     inputs = _inputs(program, generator)
     error, gradient_error = _compare(large, small, kept, inputs, gradients, generator)
     worst = max(error, gradient_error or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ def cat(tracer: Tracer, node: fx.Node) -> Factors:
     ndim = len(shape_of(node))
     dim = int(argument(node, 1, "dim", 0)) % ndim
     tensors = [t for t in tensors if len(shape_of(t)) == ndim]
+    if (whole := _joint_parts(tracer, tensors, dim)) is not None:
+        return (np.concatenate(whole, axis=dim),)
     vectors = [tracer.vector(tracer.of(t), dim) for t in tensors]
     parts: list[np.ndarray] = []
     for tensor, vector in zip(tensors, vectors, strict=True):
@@ -46,6 +49,19 @@ def cat(tracer: Tracer, node: fx.Node) -> Factors:
     if all(v is None for v in vectors):
         return others
     return (*others, along(np.concatenate(parts), dim, ndim))
+
+
+def _joint_parts(tracer: Tracer, tensors: Sequence[fx.Node], dim: int) -> list[np.ndarray] | None:
+    """The labels of pieces that all vary over the same further dimensions, as heads do."""
+    factors = [tracer.of(t) for t in tensors]
+    if not all(
+        len(f) == 1 and f[0].shape[dim] == shape_of(t)[dim]
+        for f, t in zip(factors, tensors, strict=True)
+    ):
+        return None
+    others = {tuple(np.delete(f[0].shape, dim)) for f in factors}
+    joint = len(others) == 1 and all(len(varying(f[0])) > 1 for f in factors)
+    return [f[0] for f in factors] if joint else None
 
 
 @rule("stack")
@@ -139,6 +155,30 @@ def index_select(tracer: Tracer, node: fx.Node) -> Factors:
     positions = constant_index(tracer.module, index)
     tracer.freeze_value(index, node, "")
     return tuple(f.take(positions, axis=dim) if f.shape[dim] > 1 else f for f in factors)
+
+
+@rule("index")
+def index(tracer: Tracer, node: fx.Node) -> Factors:
+    """`x[indices]`: rows looked up by tensors of positions; those dimensions stay."""
+    x, indices = node.args[0], argument(node, 1, "indices")
+    factors, ndim = tracer.of(x), len(shape_of(x))
+    looked = [d for d, i in enumerate(indices) if i is not None]
+    tensors = [indices[d] for d in looked]
+    if any(tensor_value(i).dtype in (torch.bool, torch.uint8) for i in tensors):  # type: ignore[union-attr]
+        raise UnsupportedForm("positions chosen by a mask")
+    for tensor in tensors:
+        tracer.freeze_value(tensor, node, "indices are used by value")
+    for dim in looked:
+        factors = tracer.fix_dim(factors, dim, node, "rows are looked up by position")
+    new = max(len(shape_of(i)) for i in tensors)
+    first = looked[0] if looked == list(range(looked[0], looked[-1] + 1)) else 0
+    rest = [d for d in range(ndim) if d not in looked]
+    before = sum(d < first for d in rest)
+    result: list[np.ndarray] = []
+    for factor in factors:
+        kept = [factor.shape[d] for d in rest]
+        result.append(factor.reshape([*kept[:before], *[1] * new, *kept[before:]]))
+    return tuple(result)
 
 
 def constant_index(module: fx.GraphModule, index: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ from hwprune.rules.engine import (
     rule,
     shape_of,
 )
+from hwprune.rules.product import products
 
 _NO_CHANNELS = "reads channels that cannot be removed"
 _MOVES = frozenset(
@@ -109,8 +110,11 @@ def linear(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("mm", "matmul")
 def matmul(tracer: Tracer, node: fx.Node) -> Factors:
-    """`x @ weight` with a two-dimensional weight."""
-    return _times(tracer, node, node.args[0], _weight(tracer, node, 1), None)
+    """`x @ weight` with a two-dimensional weight, or of activations."""
+    x, weight = node.args[:2]
+    if is_weight(weight) and len(shape_of(weight)) == 2:
+        return _times(tracer, node, x, _weight(tracer, node, 1), None)
+    return products(tracer, node, x, weight)
 
 
 @rule("addmm")

@@ -16,10 +16,14 @@ import numpy as np
 import torch
 from torch import fx
 
-from hwprune.program import get_tensor, symbolic_dims, tensor_value
+from hwprune.coupling import HEADS
+from hwprune.program import get_tensor, tensor_value
 
 Factors = tuple[np.ndarray, ...]
 Edges = tuple[np.ndarray, np.ndarray]
+
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Outputs(list[Factors]):
@@ -61,6 +65,9 @@ class Tracer:
     edges: list[Edges] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    attention: str = HEADS
+    merges: list[Edges] = field(default_factory=list)
+    statistics: list[np.ndarray] = field(default_factory=list)
     parameters: dict[int, tuple[str, tuple[np.ndarray | None, ...]]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     count: int = 0
@@ -75,9 +82,12 @@ class Tracer:
         return tuple(_along(self.fresh(shape[d]), d, len(shape)) for d in free if shape[d] > 1)
 
     def parameter(self, node: fx.Node) -> Factors:
-        """The factors of a parameter or buffer: labels of its own on every axis."""
+        """The factors of a parameter or buffer: labels of its own on every axis.
+
+        Whole numbers are positions or indices, not channels.
+        """
         tensor = get_tensor(self.module, str(node.target))
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype in _INTEGERS:
             return ()
         if id(tensor) not in self.parameters:
             axes = tuple(self.fresh(size) if size > 1 else None for size in tensor.shape)
@@ -97,6 +107,14 @@ class Tracer:
         """Labels at the same position live or die together; broadcasts like NumPy."""
         a, b = np.broadcast_arrays(a, b)
         self.edges.append((a.ravel(), b.ravel()))
+
+    def merge(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Unite labels that are one channel wherever they go: a head, or a channel of all heads.
+
+        Operators that saw them before this was known ask for a second tracing (`merging`).
+        """
+        self.unite(a, b)
+        self.merges.append(self.edges[-1])
 
     def freeze(self, labels: np.ndarray | None, node: fx.Node, reason: str) -> None:
         """These labels must stay."""
@@ -231,54 +249,36 @@ def combine(
     result: list[np.ndarray] = []
     for factors, _ in lifted:
         for factor in factors:
-            _check_partners(tracer, node, factor, lifted)
-            result = _merge(tracer, result, factor)
+            for fitted in _fit_partners(tracer, node, factor, lifted):
+                result = _merge(tracer, result, fitted)
     return tuple(result)
 
 
-def _check_partners(
+def _fit_partners(
     tracer: Tracer,
     node: fx.Node,
     factor: np.ndarray,
     operands: Sequence[tuple[Sequence[np.ndarray], Sequence[int]]],
-) -> None:
+) -> Factors:
+    """A factor that varies over no dimension whose size an operand fixes; none if frozen."""
+    fitted: Factors = (factor,)
     for dim in varying(factor):
         for others, size in operands:
             if size[dim] > 1 and not any(f.shape[dim] > 1 for f in others):
-                tracer.freeze(factor, node, "meets a dimension whose size is fixed")
-                return
+                fitted = tracer.fix_dim(fitted, dim, node, "meets a dimension whose size is fixed")
+    return fitted
 
 
 def _merge(tracer: Tracer, result: list[np.ndarray], factor: np.ndarray) -> list[np.ndarray]:
+    """Unite with what varies over the same dimensions, and keep the more telling of the two.
+
+    That is the one over more dimensions, then the one with fewer labels (already merged).
+    """
     kept: list[np.ndarray] = []
     for other in result:
         if set(varying(other)) & set(varying(factor)):
             tracer.unite(other, factor)
-            factor = np.broadcast_arrays(other, factor)[0]
+            factor = min(other, factor, key=lambda f: (-len(varying(f)), len(np.unique(f))))
         else:
             kept.append(other)
     return [*kept, factor]
-
-
-def settle(tracer: Tracer, node: fx.Node, factors: Factors) -> Factors:
-    """What every rule's result must satisfy; freezes labels that would break it.
-
-    Labels may not vary over the batch (or another size that is not fixed), and a dimension
-    of length one has no channel to spare.
-    """
-    value = tensor_value(node)
-    loose = symbolic_dims(node)
-    result: list[np.ndarray] = []
-    for factor in factors:
-        dims = varying(factor)
-        if value is None:
-            tracer.freeze(factor, node, "yields no tensor")
-        elif factor.ndim != value.ndim or any(factor.shape[d] != value.shape[d] for d in dims):
-            tracer.freeze(factor, node, "unsupported form of the operator")
-        elif not dims:
-            tracer.freeze(factor, node, "a dimension of length one cannot shrink")
-        elif loose & set(dims):
-            tracer.freeze(factor, node, "channels are merged with the batch")
-        else:
-            result.append(factor)
-    return tuple(result)

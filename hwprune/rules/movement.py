@@ -14,6 +14,7 @@ from hwprune.rules.engine import (
     Tracer,
     UnsupportedForm,
     argument,
+    combine,
     rule,
     shape_of,
     varying,
@@ -114,6 +115,14 @@ def expand(tracer: Tracer, node: fx.Node) -> Factors:
     """Dimensions of length one are repeated: no labels there."""
     ndim = len(shape_of(node))
     return tuple(f.reshape((1,) * (ndim - f.ndim) + f.shape) for f in tracer.of(node.args[0]))
+
+
+@rule("expand_as")
+def expand_as(tracer: Tracer, node: fx.Node) -> Factors:
+    """Repeated to the shape of another value, whose dimensions it meets."""
+    x, other = node.args[:2]
+    operands = [(tracer.of(a), shape_of(a)) for a in (x, other)]
+    return combine(tracer, node, operands, shape_of(node))
 
 
 @rule("repeat", "tile")

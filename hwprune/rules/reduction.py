@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from hwprune.program import tensor_value
 from hwprune.rules.engine import (
     Factors,
     Outputs,
@@ -17,7 +18,10 @@ from hwprune.rules.engine import (
     operator_names,
     rule,
     shape_of,
+    varying,
 )
+
+_STATISTICS = "normalisation statistics run over these channels"
 
 
 def _dims(dim: Any, ndim: int) -> list[int]:
@@ -47,9 +51,38 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
 @rule("sum", "mean", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
+    if is_mean_square(node):
+        return _mean_square(tracer, node)
     return _reduced(
         tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
     )
+
+
+def is_mean_square(node: fx.Node) -> bool:
+    """Whether a call is the mean of squares over the last dimension, as RMS norms begin."""
+    if operator_names(node)[1] != "mean" or not argument(node, 2, "keepdim", False):
+        return False
+    x = node.args[0]
+    value = tensor_value(x) if isinstance(x, fx.Node) and x.op == "call_function" else None
+    if value is None or not isinstance(x, fx.Node):
+        return False
+    name = operator_names(x)[1]
+    squared = (
+        name == "square"
+        or (name == "pow" and x.args[1] == 2)
+        or (name == "mul" and x.args[0] is x.args[1])
+    )
+    return squared and _dims(argument(node, 1, "dim"), value.ndim) == [value.ndim - 1]
+
+
+def _mean_square(tracer: Tracer, node: fx.Node) -> Factors:
+    """The mean over the channels that stay; of a head, all channels stay."""
+    factors = tracer.of(node.args[0])
+    for factor in factors:
+        if varying(factor) == (factor.ndim - 1,):
+            tracer.statistics.append(factor.ravel())
+            return tuple(f for f in factors if f is not factor)
+    return tracer.fix_dim(factors, len(shape_of(node)) - 1, node, _STATISTICS)
 
 
 @rule("var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "norm")
@@ -78,23 +111,29 @@ def along_dim(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(tracer: Tracer, node: fx.Node) -> Factors:
-    """Statistics over the last dimensions: those must stay."""
-    ndim = len(shape_of(node))
+    """Statistics over the last dimension: of the channels that stay. Over several: those stay."""
+    x, ndim = node.args[0], len(shape_of(node))
     size = argument(node, 1, "normalized_shape")
-    dims = range(ndim - len(size), ndim)
-    for arg in node.args[2:]:
-        tracer.freeze_value(arg, node, "normalisation statistics run over these channels")
-    why = "normalisation statistics run over these channels"
-    return _pinned(tracer, node, node.args[0], list(dims), why)
+    parameters = [a for a in node.args[2:4] if isinstance(a, fx.Node)]
+    factors = tracer.of(x)
+    channels = [f for f in factors if f.shape[-1] > 1]
+    if len(size) > 1 or not channels or len(varying(channels[0])) > 1:
+        for arg in parameters:
+            tracer.freeze_value(arg, node, _STATISTICS)
+        return _pinned(tracer, node, x, list(range(ndim - len(size), ndim)), _STATISTICS)
+    labels = channels[0].ravel()
+    for arg in parameters:
+        tracer.unite_axes(labels, tracer.vector(tracer.of(arg), 0), node, _STATISTICS)
+    tracer.statistics.append(labels)
+    return factors
 
 
 @rule("group_norm")
 def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
     """Statistics over groups of channels: those must stay."""
-    why = "normalisation statistics run over these channels"
     for arg in node.args[2:]:
-        tracer.freeze_value(arg, node, why)
-    return _pinned(tracer, node, node.args[0], list(range(1, len(shape_of(node)))), why)
+        tracer.freeze_value(arg, node, _STATISTICS)
+    return _pinned(tracer, node, node.args[0], list(range(1, len(shape_of(node)))), _STATISTICS)
 
 
 _WINDOWS = [

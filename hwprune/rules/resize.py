@@ -70,12 +70,27 @@ def resize(sizes: Resizing, node: fx.Node) -> None:
 
 
 def _resized(sizes: Resizing, node: fx.Node, listed: Any, first: int = 0) -> list[Any]:
-    """A list of output sizes, `first` being the dimension of its first entry."""
+    """A list of output sizes, `first` being the dimension of its first entry.
+
+    Heads in one dimension with the batch take what is left (-1): it is no plain number.
+    """
     result = list(listed)
+    left = None
     for place, size in enumerate(result):
         kept = sizes.kept(node, first + place)
-        if kept is not None and not (isinstance(size, int) and size == -1):
+        if kept is None or (isinstance(size, int) and size == -1):
+            continue
+        if isinstance(size, int):
             result[place] = int(kept.sum())
+        else:
+            left = place
+    if left is not None:
+        for place, size in enumerate(result):
+            if isinstance(size, int) and size == -1:
+                kept = sizes.kept(node, first + place)
+                whole = sizes.shape(node)[first + place]
+                result[place] = whole if kept is None else int(kept.sum())
+        result[left] = -1
     return result
 
 
@@ -97,6 +112,22 @@ def unflatten(sizes: Resizing, node: fx.Node) -> None:
     """`unflatten(x, dim, sizes)`."""
     dim = int(node.args[1]) % len(sizes.shape(node.args[0]))  # type: ignore[arg-type]
     node.update_arg(2, _resized(sizes, node, node.args[2], dim))
+
+
+@resizer("layer_norm", "rms_norm")
+def normalized_shape(sizes: Resizing, node: fx.Node) -> None:
+    """`norm(x, normalized_shape, ...)`."""
+    listed: Any = node.args[1]
+    first = len(sizes.shape(node)) - len(listed)
+    node.update_arg(1, _resized(sizes, node, listed, first))
+
+
+@resizer("scaled_dot_product_attention")
+def attention(sizes: Resizing, node: fx.Node) -> None:
+    """The softmax keeps the scale that it was trained with."""
+    query = node.args[0]
+    if argument(node, 6, "scale") is None and sizes.kept(query, -1) is not None:
+        node.update_kwarg("scale", sizes.shape(query)[-1] ** -0.5)
 
 
 @resizer("slice", "narrow")

@@ -1,0 +1,103 @@
+"""Normalisations as the certificate needs them, in copies of graphs that are changed in place.
+
+Where statistics run over removed channels, zeros would count as channels: the silenced original
+normalises over those that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from hwprune.coupling import Coupling
+from hwprune.rules.engine import argument, operator_names
+from hwprune.rules.reduction import is_mean_square
+
+
+def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) -> int:
+    """Make every normalisation over the last dimension ignore what is removed; how many do."""
+    changed = 0
+    for node in list(module.graph.nodes):
+        function = _MASKED.get(operator_names(node)[1]) if node.op == "call_function" else None
+        if function is None or (function is _mean and not is_mean_square(node)):
+            continue
+        x: Any = node.args[0]
+        kept = coupling.kept(x.name, len(coupling.shapes[x.name]) - 1, mask)
+        if kept is None or bool(kept.all()):
+            continue
+        name = f"_kept_{node.name}"
+        module.register_buffer(name, torch.from_numpy(kept.astype(np.float64)))
+        with module.graph.inserting_before(node):
+            keep = module.graph.get_attr(name)
+        node.args = (x, keep, *_arguments(node))
+        node.target, node.kwargs = function, {}
+        changed += 1
+    module.recompile()
+    return changed
+
+
+def plain_batch_norms(module: fx.GraphModule) -> None:
+    """Write batch norms in evaluation mode as arithmetic.
+
+    PyTorch's own gradient of one is wrong for a single picture whose gradient lies transposed
+    (2.13, CPU), as it does behind a patch embedding.
+    """
+    for node in module.graph.nodes:
+        if node.op != "call_function" or operator_names(node)[1] != "batch_norm":
+            continue
+        if not node.args[5] and isinstance(node.args[3], fx.Node):
+            node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
+    module.recompile()
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """What a masked normalisation takes beside the value and the mask."""
+    name = operator_names(node)[1]
+    if name == "mean":
+        return ()
+    weight = argument(node, 2, "weight")
+    if name == "rms_norm":
+        return weight, argument(node, 3, "eps")
+    return weight, argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    y = (x - mean.reshape(shape)) * scale.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def _layer_norm(
+    x: Tensor, keep: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    count = keep.sum()
+    centred = (x - (x * keep).sum(-1, keepdim=True) / count) * keep
+    variance = centred.square().sum(-1, keepdim=True) / count
+    y = centred * (variance + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias * keep
+
+
+def _rms_norm(x: Tensor, keep: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
+    x = x * keep
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * (x.square().sum(-1, keepdim=True) / keep.sum() + least).rsqrt()
+    return y if weight is None else y * weight
+
+
+def _mean(x: Tensor, keep: Tensor) -> Tensor:
+    return (x * keep).sum(-1, keepdim=True) / keep.sum()
+
+
+_MASKED: dict[str, Callable[..., Tensor]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "mean": _mean,
+}
