@@ -21,7 +21,7 @@ from benchmarks.coverage_models import Family, families
 from benchmarks.coverage_report import write_page
 
 QUICK = (("torchvision", "squeezenet"), ("timm", "mobilevit"))
-STEPS = ("build", "capture", "couple", "rewrite", "verify", "save", "train")
+STEPS = ("build", "capture", "couple", "plan", "rewrite", "verify", "save", "train")
 PACKAGES = ("torchvision", "timm", "transformers", "scipy")
 MEMORY_MIB = 8 * 1024
 SETUP_S = 300.0

@@ -30,9 +30,7 @@ def couple(program: Program) -> Coupling:
 
 def trace(program: Program) -> Tracer:
     """Run the label rules over the program at the sizes of its example inputs."""
-    nodes = list(program.module.graph.nodes)
-    concrete = all(SYMBOLIC in n.meta for n in nodes if n.op != "output")
-    module = program.module if concrete else specialize(program).module
+    module = program.module if _is_concrete(program) else specialize(program).module
     tracer = Tracer(module)
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -43,6 +41,12 @@ def trace(program: Program) -> Tracer:
         elif node.op != "placeholder":
             tracer.values[node] = _apply(tracer, node)
     return tracer
+
+
+def _is_concrete(program: Program) -> bool:
+    """Whether every size of the graph is a plain number already."""
+    nodes = [n for n in program.module.graph.nodes if n.op != "output"]
+    return all(SYMBOLIC in n.meta and not isinstance(n.meta.get("val"), int) for n in nodes)
 
 
 def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:

@@ -163,27 +163,34 @@ def specialize(program: Program) -> Program:
     """
     graph = copy_graph(program)
     module = ProgramModule(program.module, graph, class_name="Program")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    values: dict[fx.Node, Any] = {}
-    inputs = iter(program.inputs)
-    for node in list(graph.nodes):
-        node.meta[SYMBOLIC] = symbolic_dims(node)
-        if node.op == "placeholder":
-            value: Any = next(inputs)
-            values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
-        elif node.op == "get_attr":
-            value = get_tensor(module, str(node.target))
-            values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
-        elif node.op == "output":
-            break
-        else:
-            values[node] = _fake_value(node, values, mode)
-        if not isinstance(values[node], fx.GraphModule):
-            node.meta["val"] = values[node]
+    values = propagate(module, program.inputs)
     _inline_numbers(graph, values)
     module.recompile()
     module.training = program.module.training
     return Program(module, program.inputs, program.name, dynamic_batch=False)
+
+
+def propagate(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
+    """What every node yields at the sizes of `inputs`, also put into `meta["val"]`.
+
+    Tensors are fake. Which dimensions were symbolic before stays known (`symbolic_dims`).
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    values: dict[fx.Node, Any] = {}
+    given = iter(inputs)
+    for node in module.graph.nodes:
+        if node.op == "output":
+            break
+        node.meta[SYMBOLIC] = symbolic_dims(node)
+        if node.op in ("placeholder", "get_attr"):
+            named = node.op == "get_attr"
+            value: Any = get_tensor(module, str(node.target)) if named else next(given)
+            values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
+        else:
+            values[node] = _fake_value(node, values, mode)
+        if not isinstance(values[node], fx.GraphModule):
+            node.meta["val"] = values[node]
+    return values
 
 
 def copy_graph(program: Program) -> fx.Graph:
