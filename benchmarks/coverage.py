@@ -16,13 +16,14 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import common
-from benchmarks.child import Outcome, call
+from benchmarks.child import Outcome, call, preloaded
 from benchmarks.coverage_models import Family, families
 from benchmarks.coverage_report import write_page
 
 QUICK = (("torchvision", "squeezenet"), ("timm", "mobilevit"))
 STEPS = ("build", "capture", "couple", "plan", "rewrite", "verify", "save", "train")
 PACKAGES = ("torchvision", "timm", "transformers", "scipy")
+FORKED = preloaded("benchmarks.coverage_preload")
 MEMORY_MIB = 8 * 1024
 SETUP_S = 300.0
 Row = dict[str, Any]
@@ -36,6 +37,7 @@ def measure(family: Family, model: str, timeout_s: float) -> Row:
         threads=1,
         timeout_s=timeout_s,
         setup_s=SETUP_S,
+        context=FORKED,
     )
     row: Row = {"library": family.library, "family": family.name, "model": model}
     return row | _facts(outcome) | {"peak_rss_mib": outcome.peak_rss_mib}
@@ -71,7 +73,8 @@ def chosen(family: Family, everything: bool) -> Iterator[str]:
         yield from family.models
         return
     arguments = {"library": family.library, "models": family.models}
-    found = call("benchmarks.coverage_models:smallest", arguments, threads=1, timeout_s=SETUP_S)
+    reference = "benchmarks.coverage_models:smallest"
+    found = call(reference, arguments, threads=1, timeout_s=SETUP_S, context=FORKED)
     yield str(found.value) if found.values else family.models[0]
 
 
