@@ -206,13 +206,14 @@ def _region_parts(regions: Any) -> list[tuple[Any, Any]]:
 
 def _detector(model: Any) -> tuple[nn.Module, Inputs]:
     detector = Detector(model)
-    inputs = [torch.randn(1, 3, 128, 128)]
+    size = getattr(model.transform, "fixed_size", None) or (128, 128)
+    inputs = [torch.randn(1, 3, *size)]
     regions = getattr(model, "roi_heads", None)
     pools = [("box", "box_roi_pool"), ("mask", "mask_roi_pool"), ("keypoint", "keypoint_roi_pool")]
     for part, pool in pools if regions is not None else []:
         if getattr(regions, f"{part}_head") is not None:
-            size = getattr(regions, pool).output_size
-            inputs.append(torch.randn(1, model.backbone.out_channels, *size))
+            window = getattr(regions, pool).output_size
+            inputs.append(torch.randn(1, model.backbone.out_channels, *window))
     return detector, tuple(inputs)
 
 

@@ -52,6 +52,8 @@ def steps(library: str, model: str) -> Iterator[tuple[str, Facts]]:
     try:
         program = capture(module, inputs, name=model)
     except ModelError as error:
+        if "cannot be exported" not in error.what:
+            raise
         yield "declined", {"reason": str(error)}
         return
     facts = _since(watch, "capture") | {"dynamic_batch": program.dynamic_batch}

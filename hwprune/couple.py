@@ -16,6 +16,7 @@ from hwprune.grouping import build_coupling
 from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
 from hwprune.rules.engine import Factors, Outputs, UnsupportedForm, settle
+from hwprune.rules.probe import probe
 
 __all__ = ["Axis", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
 
@@ -50,7 +51,10 @@ def _is_concrete(program: Program) -> bool:
 
 
 def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
-    """The factors of a call; whatever reaches a call without a rule is frozen."""
+    """The factors of a call; what reaches one whose channels cannot be followed is frozen.
+
+    Where an operator has no rule, random values tell whether channels pass through it.
+    """
     if node.target is operator.getitem:
         source: Any = node.args[0]
         outputs = tracer.values.get(source, ())
@@ -58,13 +62,11 @@ def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
             return settle(tracer, node, outputs[int(node.args[1])])  # type: ignore[arg-type]
         return ()
     rule = find_rule(node) if node.op == "call_function" else None
-    reason = "no rule for this operator"
-    if rule is not None:
-        try:
-            result = rule(tracer, node)
-            return result if isinstance(result, Outputs) else settle(tracer, node, result)
-        except UnsupportedForm as form:
-            reason = str(form)
+    try:
+        result = (rule or probe)(tracer, node)
+        return result if isinstance(result, Outputs) else settle(tracer, node, result)
+    except UnsupportedForm as form:
+        reason = str(form) if rule is not None else "no rule for this operator"
     for arg in node.all_input_nodes:
         tracer.freeze_value(arg, node, reason)
     return ()

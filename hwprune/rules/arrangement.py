@@ -90,6 +90,9 @@ def shuffle(tracer: Tracer, node: fx.Node) -> Factors:
     for factor in tracer.of(x):
         if str(node.target).startswith("aten.channel_shuffle"):
             dim = 1
+            if factor.shape[dim] == 1:
+                result.append(factor)
+                continue
             table = factor.reshape(argument_, -1)
             tracer.unite(table[:1], table)
         else:
