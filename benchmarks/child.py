@@ -52,17 +52,18 @@ def call(
     threads: int,
     timeout_s: float,
     setup_s: float | None = None,
+    context: Any = SPAWN,
 ) -> Outcome:
-    """Call "module:function" in a child process.
+    """Call "module:function" in a child process, which `context` starts.
 
     If it is a generator function, every value that it yields reaches us at once, so those before
     a failure or a time-out are kept. Where `setup_s` is given, `timeout_s` runs from the first
     value on, which must come within `setup_s`.
     """
-    ours, theirs = SPAWN.Pipe()
+    ours, theirs = context.Pipe()
     with tempfile.NamedTemporaryFile(prefix="benchmark-", suffix=".log") as log:
         given = (theirs, reference, dict(arguments), cores_for(threads), log.name)
-        process = SPAWN.Process(target=_run, args=given)
+        process = context.Process(target=_run, args=given)
         with thread_environment(threads):
             process.start()
         theirs.close()
@@ -71,6 +72,16 @@ def call(
         finally:
             ours.close()
             end(process)
+
+
+def preloaded(*modules: str) -> Any:
+    """A context whose children are forked from a process that has imported `modules`.
+
+    Call before the first child: the process is started once, single-threaded.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    return context
 
 
 def end(process: Any) -> None:

@@ -18,6 +18,7 @@ from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
 from hwprune.rules.engine import Factors, Outputs, UnsupportedForm
 from hwprune.rules.merging import merging
+from hwprune.rules.probe import probe
 from hwprune.rules.settle import leave_batch, settle
 
 __all__ = ["Axis", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
@@ -51,9 +52,8 @@ def trace(program: Program, attention: str = HEADS) -> Tracer:
     Where a product finds channels that only live together (those of a head), the rules run
     again with these being one from the start: what lies before the product then knows it too.
     """
-    nodes = list(program.module.graph.nodes)
-    concrete = all(SYMBOLIC in n.meta for n in nodes if n.op != "output")
-    tracer = Tracer(program.module if concrete else specialize(program).module, attention=attention)
+    module = program.module if _is_concrete(program) else specialize(program).module
+    tracer = Tracer(module, attention=attention)
     while True:
         _run(tracer)
         again = merging(tracer)
@@ -73,8 +73,17 @@ def _run(tracer: Tracer) -> None:
             tracer.values[node] = _apply(tracer, node)
 
 
+def _is_concrete(program: Program) -> bool:
+    """Whether every size of the graph is a plain number already."""
+    nodes = [n for n in program.module.graph.nodes if n.op != "output"]
+    return all(SYMBOLIC in n.meta and not isinstance(n.meta.get("val"), int) for n in nodes)
+
+
 def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
-    """The factors of a call; whatever reaches a call without a rule is frozen."""
+    """The factors of a call; what reaches one whose channels cannot be followed is frozen.
+
+    Where an operator has no rule, random values tell whether channels pass through it.
+    """
     if node.target is operator.getitem:
         source: Any = node.args[0]
         outputs = tracer.values.get(source, ())
@@ -82,14 +91,12 @@ def _apply(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
             return settle(tracer, node, outputs[int(node.args[1])])  # type: ignore[arg-type]
         return ()
     rule = find_rule(node) if node.op == "call_function" else None
-    reason = "no rule for this operator"
     leave_batch(tracer, node)
-    if rule is not None:
-        try:
-            result = rule(tracer, node)
-            return result if isinstance(result, Outputs) else settle(tracer, node, result)
-        except UnsupportedForm as form:
-            reason = str(form)
+    try:
+        result = (rule or probe)(tracer, node)
+        return result if isinstance(result, Outputs) else settle(tracer, node, result)
+    except UnsupportedForm as form:
+        reason = str(form) if rule is not None else "no rule for this operator"
     for arg in node.all_input_nodes:
         tracer.freeze_value(arg, node, reason)
     return ()

@@ -209,21 +209,13 @@ def _frozen(
         component = np.unique(units.component[freeze.labels])
         fresh = component[reason[component] < 0]
         reason[fresh] = number
-    where: dict[int, list[Site]] = defaultdict(list)
-    for site in sorted(sites, key=lambda s: (order[s.parameter][0], s.dim)):
-        component = units.component[sites[site]]
-        for c in np.unique(component[units.stays[component]]):
-            where[int(c)].append(site)
-    merged: Counter[tuple[int, tuple[Site, ...]]] = Counter()
-    for c, listed in where.items():
-        merged[int(reason[c]), tuple(listed)] += 1
     result: list[Frozen] = []
-    for (number, listed_sites), width in merged.items():
+    for number, listed_sites, width in _same_reason(units, reason, sites, order):
         if number < 0 or not freezes[number].reason:
             continue
         node = freezes[number].node
         name = listed_sites[0].parameter
-        text = f"{node.target}: {freezes[number].reason}" if node.op != "output" else ""
+        text = f"{node.target}: {freezes[number].reason}" if node.op == "call_function" else ""
         result.append(
             Frozen(
                 name=name.rpartition(".")[0] or name,
@@ -235,3 +227,33 @@ def _frozen(
             )
         )
     return tuple(result)
+
+
+def _same_reason(
+    units: Units,
+    reason: np.ndarray,
+    sites: _SiteAxes,
+    order: Mapping[str, tuple[int, fx.Node]],
+) -> list[tuple[int, tuple[Site, ...], int]]:
+    """(reason, sites, how many) of the components that must stay, in the order of the sites."""
+    listed = sorted(sites, key=lambda s: (order[s.parameter][0], s.dim))
+    found = [np.unique(units.component[sites[s]]) for s in listed]
+    found = [c[units.stays[c]] for c in found]
+    random = np.random.default_rng(0)
+    signature = np.zeros((len(units.stays), 2), np.uint64)
+    signature[:, 1] = reason + 1
+    for components in found:
+        signature[components, 0] += random.integers(0, 2**64 - 1, dtype=np.uint64)
+    members = np.unique(np.concatenate([*found, np.zeros(0, np.int64)]))
+    _, first, widths = np.unique(signature[members], axis=0, return_index=True, return_counts=True)
+    place = np.full(len(units.stays), -1)
+    place[members[first]] = np.arange(len(first))
+    where: list[list[int]] = [[] for _ in first]
+    for number, components in enumerate(found):
+        for group in place[components][place[components] >= 0]:
+            where[group].append(number)
+    ranked = sorted(range(len(first)), key=lambda g: (where[g][0], first[g]))
+    return [
+        (int(reason[members[first[g]]]), tuple(listed[i] for i in where[g]), int(widths[g]))
+        for g in ranked
+    ]

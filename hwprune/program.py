@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
 
 # Position of the `training` argument of the operators that behave differently in training.
 TRAINING_ARG: dict[str, int] = {
@@ -163,27 +164,35 @@ def specialize(program: Program) -> Program:
     """
     graph = copy_graph(program)
     module = ProgramModule(program.module, graph, class_name="Program")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    values: dict[fx.Node, Any] = {}
-    inputs = iter(program.inputs)
-    for node in list(graph.nodes):
-        node.meta[SYMBOLIC] = symbolic_dims(node)
-        if node.op == "placeholder":
-            value: Any = next(inputs)
-            values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
-        elif node.op == "get_attr":
-            value = get_tensor(module, str(node.target))
-            values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
-        elif node.op == "output":
-            break
-        else:
-            values[node] = _fake_value(node, values, mode)
-        if not isinstance(values[node], fx.GraphModule):
-            node.meta["val"] = values[node]
+    values = propagate(module, program.inputs)
     _inline_numbers(graph, values)
     module.recompile()
     module.training = program.module.training
     return Program(module, program.inputs, program.name, dynamic_batch=False)
+
+
+def propagate(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
+    """What every node yields at the sizes of `inputs`, also put into `meta["val"]`.
+
+    Tensors are fake, one for all that look alike. Which dimensions were symbolic before stays
+    known (`symbolic_dims`).
+    """
+    fakes = _Fakes()
+    values: dict[fx.Node, Any] = {}
+    given = iter(inputs)
+    for node in module.graph.nodes:
+        if node.op == "output":
+            break
+        node.meta[SYMBOLIC] = symbolic_dims(node)
+        if node.op == "placeholder":
+            values[node] = fakes.like(next(given))
+        elif node.op == "get_attr":
+            values[node] = fakes.like(get_tensor(module, str(node.target)))
+        else:
+            values[node] = fakes.call(node, values)
+        if not isinstance(values[node], fx.GraphModule):
+            node.meta["val"] = values[node]
+    return values
 
 
 def copy_graph(program: Program) -> fx.Graph:
@@ -193,17 +202,66 @@ def copy_graph(program: Program) -> fx.Graph:
         return copy.deepcopy(program.module.graph)
 
 
-def _fake_value(node: fx.Node, values: dict[fx.Node, Any], mode: FakeTensorMode) -> Any:
-    """What a call yields on fake tensors."""
-    args = fx.map_arg(node.args, lambda n: values[n])
-    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
-    target = node.target
-    assert callable(target)
-    function: Callable[..., Any] = target
-    with mode, torch.no_grad():
-        if target is torch.ops.aten.batch_norm.default:  # its decomposition costs milliseconds
-            return torch.empty_like(values[node.all_input_nodes[0]])
-        return function(*args, **kwargs)
+class _Fakes:
+    """Fake tensors; a call that was made before on the same ones is not made again.
+
+    Networks repeat their blocks, and a call on fake tensors costs milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known: dict[Any, Any] = {}
+
+    def like(self, value: Any) -> Any:
+        """The fake of a tensor; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        key = (type(value), value.shape, value.stride(), value.dtype, value.device)
+        if (*key, value.requires_grad) not in self._known:
+            self._known[(*key, value.requires_grad)] = self._mode.from_tensor(value)
+        return self._known[(*key, value.requires_grad)]
+
+    def call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        """What a call yields on fake tensors."""
+        args = fx.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+        if node.target is torch.ops.aten.batch_norm.default:  # its decomposition is slow
+            return args[0]
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:  # may change the shape of what is shared
+            with self._mode, torch.no_grad():
+                args = map_aggregate(args, _copied)
+        try:
+            key = (node.target, _frozen(args), _frozen(kwargs))
+        except TypeError:
+            return self._run(node.target, args, kwargs)
+        if key not in self._known:
+            # The arguments are kept: a key holds their identities.
+            self._known[key] = (self._run(node.target, args, kwargs), args, kwargs)
+        return self._known[key][0]
+
+    def _run(self, target: Any, args: Any, kwargs: Any) -> Any:
+        with self._mode, torch.no_grad():
+            return target(*args, **kwargs)
+
+
+def _copied(value: Any) -> Any:
+    return torch.empty_like(value) if isinstance(value, Tensor) else value
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in for an argument: tensors by identity. Raises TypeError for others."""
+    if isinstance(value, Tensor):
+        return id(value)
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
+    if isinstance(value, int | float | bool | str | torch.dtype | torch.device | None):
+        return type(value), value
+    if isinstance(value, torch.layout | torch.memory_format):
+        return value
+    raise TypeError
 
 
 def _inline_numbers(graph: fx.Graph, values: dict[fx.Node, Any]) -> None:

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch._guards import detect_fake_mode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch import Tensor, nn
 
-from hwprune.capture import capture
 from hwprune.coupling import Coupling
 from hwprune.plan import Plan
 from hwprune.program import (
@@ -24,6 +21,7 @@ from hwprune.program import (
     copy_graph,
     fingerprint,
     get_tensor,
+    propagate,
 )
 from hwprune.rules.resize import Resizing, resize
 
@@ -62,11 +60,7 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     graph.lint()
     module.delete_all_unused_submodules()
     module.recompile()
-    try:
-        _propagate(module)
-    except RuntimeError:  # some operators' fakes refuse symbolic sizes outside an export
-        module.eval()
-        return capture(module, program.inputs, name=program.name)
+    propagate(module, program.inputs)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)
 
 
@@ -91,13 +85,3 @@ def _cut(tensor: Tensor, kept: Mapping[int, np.ndarray]) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(result, requires_grad=tensor.requires_grad)
     return result
-
-
-def _propagate(module: fx.GraphModule) -> None:
-    """Fill `meta["val"]` with the values of the smaller graph."""
-    inputs = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
-    mode = detect_fake_mode(inputs)
-    if mode is None:
-        return
-    with torch.no_grad():
-        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)

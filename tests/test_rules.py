@@ -55,6 +55,24 @@ def padded(x):
     return F.pad(x, (0, 0, 0, 0, 2, 3))
 
 
+def unfolded(x):
+    return x.unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))
+
+
+def im2col(x):
+    columns = F.unfold(x, 3, padding=1)
+    return columns.reshape(x.shape[0], 9 * x.shape[1], *x.shape[2:])
+
+
+def col2im(x):
+    columns = x.reshape(x.shape[0], x.shape[1], -1)
+    return F.fold(columns, (16, 16), 2, stride=2)
+
+
+def picked_rows(x):
+    return x[:, :, torch.tensor([[0, 2], [4, 4]]), torch.tensor([1, 3])]
+
+
 def in_place(x):
     y = x[:, :4]
     y.mul_(2.0)
@@ -97,6 +115,10 @@ FREE = {
     "where": (Func(lambda x: torch.where(x > 0, x, 0.1 * x)), 12, 12),
     "in_place": (Func(in_place), 12, 12),
     "select_channel": (Func(lambda x: x[:, 1:] + x[:, 0].unsqueeze(1)), 12, 11),
+    "unfold": (Func(unfolded), 12, 12),
+    "im2col": (Func(im2col), 4, 36),
+    "col2im": (Func(col2im), 12, 3),
+    "index_space": (Func(picked_rows), 12, 12),
     "permuted": (Func(lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(-1, 1)), 12, 12),
 }
 
@@ -106,6 +128,7 @@ FROZEN = {
     "layer_norm": (nn.LayerNorm([12, 8, 8]), 12, 12),
     "channel_mean": (Func(lambda x: x - x.mean(1, keepdim=True)), 12, 12),
     "roll": (Func(lambda x: x.roll(1, 1)), 12, 12),
+    "index_channels": (Func(lambda x: x[:, torch.arange(12).flip(0)]), 12, 12),
     "sort": (Func(lambda x: x.sort(1)[0]), 12, 12),
     "one_constant": (Func(lambda x: x + torch.arange(12.0).reshape(12, 1, 1)), 12, 12),
     "gram": (Func(lambda x: torch.einsum("bchw,bdhw->bcd", x, x).unsqueeze(-1)), 12, 12),

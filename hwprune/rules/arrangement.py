@@ -106,6 +106,9 @@ def shuffle(tracer: Tracer, node: fx.Node) -> Factors:
     for factor in tracer.of(x):
         if str(node.target).startswith("aten.channel_shuffle"):
             dim = 1
+            if factor.shape[dim] == 1:
+                result.append(factor)
+                continue
             table = factor.reshape(argument_, -1)
             tracer.unite(table[:1], table)
         else:
@@ -159,25 +162,66 @@ def index_select(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("index")
 def index(tracer: Tracer, node: fx.Node) -> Factors:
-    """`x[indices]`: rows looked up by tensors of positions; those dimensions stay."""
-    x, indices = node.args[0], argument(node, 1, "indices")
-    factors, ndim = tracer.of(x), len(shape_of(x))
-    looked = [d for d, i in enumerate(indices) if i is not None]
-    tensors = [indices[d] for d in looked]
-    if any(tensor_value(i).dtype in (torch.bool, torch.uint8) for i in tensors):  # type: ignore[union-attr]
-        raise UnsupportedForm("positions chosen by a mask")
-    for tensor in tensors:
-        tracer.freeze_value(tensor, node, "indices are used by value")
-    for dim in looked:
-        factors = tracer.fix_dim(factors, dim, node, "rows are looked up by position")
-    new = max(len(shape_of(i)) for i in tensors)
-    first = looked[0] if looked == list(range(looked[0], looked[-1] + 1)) else 0
-    rest = [d for d in range(ndim) if d not in looked]
-    before = sum(d < first for d in rest)
+    """`x[:, rows, columns]`: the picked dimensions keep their length, the others pass."""
+    x, listed = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    ndim = len(shape_of(x))
+    taken = [d for d, positions in enumerate(listed) if positions is not None]
+    if any(_value_dtype(listed[d]) == torch.bool for d in taken):
+        raise UnsupportedForm("a mask picks by value")
+    factors = tracer.of(x)
+    for dim in taken:
+        tracer.freeze_value(listed[dim], node, "indices are used by value")
+        factors = tracer.fix_dim(factors, dim, node, "positions are picked by value")
+    side_by_side = taken == list(range(taken[0], taken[-1] + 1))
+    start = taken[0] if side_by_side else 0
+    added = len(shape_of(node)) - (ndim - len(taken))
+    places = tuple(range(start, start + added))
+    return tuple(np.expand_dims(f.squeeze(tuple(taken)), places) for f in factors)
+
+
+def _value_dtype(arg: Any) -> torch.dtype | None:
+    value = tensor_value(arg) if isinstance(arg, fx.Node) else None
+    return None if value is None else value.dtype
+
+
+@rule("unfold")
+def unfold(tracer: Tracer, node: fx.Node) -> Factors:
+    """`unfold(x, dim, size, step)`: windows along a dimension, which become the last one."""
+    x = node.args[0]
+    dim = int(node.args[1]) % len(shape_of(x))  # type: ignore[arg-type]
+    factors = tracer.fix_dim(tracer.of(x), dim, node, "mixes positions in space")
+    return tuple(np.expand_dims(f, -1) for f in factors)
+
+
+@rule("im2col")
+def im2col(tracer: Tracer, node: fx.Node) -> Factors:
+    """(..., C, H, W) -> (..., C x window, places): each channel once for each tap."""
+    x = node.args[0]
+    ndim = len(shape_of(x))
+    taps = int(np.prod(node.args[1]))  # type: ignore[arg-type]
+    factors = tracer.of(x)
+    for dim in (ndim - 2, ndim - 1):
+        factors = tracer.fix_dim(factors, dim, node, "mixes positions in space")
+    factors = tuple(f.squeeze(-1) for f in factors)
+    return tuple(np.repeat(f, taps, axis=-2) if f.shape[-2] > 1 else f for f in factors)
+
+
+@rule("col2im")
+def col2im(tracer: Tracer, node: fx.Node) -> Factors:
+    """(..., C x window, places) -> (..., C, H, W): the taps of a channel are united."""
+    x = node.args[0]
+    ndim = len(shape_of(x))
+    taps = int(np.prod(node.args[2]))  # type: ignore[arg-type]
+    factors = tracer.fix_dim(tracer.of(x), ndim - 1, node, "mixes positions in space")
     result: list[np.ndarray] = []
     for factor in factors:
-        kept = [factor.shape[d] for d in rest]
-        result.append(factor.reshape([*kept[:before], *[1] * new, *kept[before:]]))
+        if factor.shape[-2] > 1:
+            if len(varying(factor)) > 1:
+                raise UnsupportedForm("labels vary over several dimensions")
+            table = factor.reshape(-1, taps)
+            tracer.unite(table[:, :1], table)
+            factor = along(table[:, 0], ndim - 2, ndim)
+        result.append(np.expand_dims(factor, -1))
     return tuple(result)
 
 

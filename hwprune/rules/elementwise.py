@@ -173,8 +173,12 @@ def per_channel(tracer: Tracer, node: fx.Node) -> Factors:
     """Parameters of one value per channel (dimension 1). Statistics run within a channel."""
     shape = shape_of(node)
     x = node.args[0]
-    operands: list[tuple[Factors, Sequence[int]]] = [(tracer.of(x), shape_of(x))]
     channel = 1 if len(shape) > 1 else 0
+    factors = tracer.of(x)
+    for dim in range(len(shape)) if "norm" in str(node.target) else ():
+        if dim != channel:
+            factors = tracer.fix_dim(factors, dim, node, "statistics run over these positions")
+    operands: list[tuple[Factors, Sequence[int]]] = [(factors, shape_of(x))]
     for arg in node.args[1:]:
         if isinstance(arg, fx.Node):
             size = shape_of(arg)[0]
