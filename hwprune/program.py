@@ -87,7 +87,6 @@ def build_program(
     """A `Program` around a graph module with fake values in `meta["val"]`, in eval mode."""
     graph_module = ProgramModule(module, module.graph, class_name="Program")
     graph_module.eval()
-    graph_module.recompile()
     return Program(graph_module, inputs, name, dynamic_batch)
 
 

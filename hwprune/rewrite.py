@@ -61,10 +61,11 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     graph.eliminate_dead_code()
     graph.lint()
     module.delete_all_unused_submodules()
-    module.recompile()
     try:
-        _propagate(module)
+        if not sizes.mask.all():
+            _propagate(module)
     except RuntimeError:  # some operators' fakes refuse symbolic sizes outside an export
+        module.recompile()
         module.eval()
         return capture(module, program.inputs, name=program.name)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)

@@ -263,8 +263,8 @@ def _merge(tracer: Tracer, result: list[np.ndarray], factor: np.ndarray) -> list
 def settle(tracer: Tracer, node: fx.Node, factors: Factors) -> Factors:
     """What every rule's result must satisfy; freezes labels that would break it.
 
-    Labels may not vary over the batch (or another size that is not fixed), and a dimension
-    of length one has no channel to spare.
+    Labels may not vary over the batch (or another size that is not fixed), a dimension of
+    length one has no channel to spare, and only one factor may vary over a dimension.
     """
     value = tensor_value(node)
     loose = symbolic_dims(node)
@@ -279,6 +279,28 @@ def settle(tracer: Tracer, node: fx.Node, factors: Factors) -> Factors:
             tracer.freeze(factor, node, "a dimension of length one cannot shrink")
         elif loose & set(dims):
             tracer.freeze(factor, node, "channels are merged with the batch")
+        else:
+            result.append(factor)
+    return _one_per_dim(tracer, node, result)
+
+
+def _one_per_dim(tracer: Tracer, node: fx.Node, factors: list[np.ndarray]) -> Factors:
+    """Where several dimensions' channels became one dimension, those of one can still go.
+
+    That is one which is not known to stay, and of these the one with the most choice.
+    """
+    taken = [d for f in factors for d in varying(f)]
+    if len(taken) == len(set(taken)):
+        return tuple(factors)
+    stay = np.concatenate([f.labels for f in tracer.freezes] or [np.zeros(0, np.int64)])
+
+    def choice(factor: np.ndarray) -> int:
+        return len(np.setdiff1d(factor, stay))
+
+    result: list[np.ndarray] = []
+    for factor in sorted(factors, key=choice, reverse=True):
+        if {d for f in result for d in varying(f)} & set(varying(factor)):
+            tracer.freeze(factor, node, "channels are merged with other channels")
         else:
             result.append(factor)
     return tuple(result)
