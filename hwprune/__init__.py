@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
     from hwprune.plan import Plan
     from hwprune.target import Target, list_targets, load_target
+    from hwprune.weights import load_pruned
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "Target": "target",
     "list_targets": "target",
     "load_target": "target",
+    "load_pruned": "weights",
 }
 __all__ = [
     "Artifact",
@@ -42,6 +44,7 @@ __all__ = [
     "inspect",
     "list_targets",
     "load",
+    "load_pruned",
     "load_target",
     "profile",
     "prune",

@@ -28,6 +28,8 @@ from hwprune.program import (
     Program,
     ProgramModule,
     build_program,
+    carry_buffers,
+    carry_ties,
     fingerprint,
     short_path,
     source_line,
@@ -79,7 +81,7 @@ def _load_exported(path: Path) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"not a readable exported program: {_first_line(error)}",
+            f"not a readable exported program: {first_line(error)}",
             where=str(path),
             hint="write it with torch.export.save",
         ) from error
@@ -160,6 +162,8 @@ def _from_module(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Pro
         for module, mode in modes.items():
             module.training = mode
     module = _unlift(exported)
+    carry_buffers(model, module)
+    carry_ties(model, module)
     _mark_fixed([n for n in module.graph.nodes if training_position(n) is not None])
     return build_program(module, inputs, name, dynamic)
 
@@ -188,11 +192,11 @@ def _export_error(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception
     except Exception as plain:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         return ModelError(
-            f"the model does not run on inputs of shape {shapes}: {_first_line(plain)}",
-            where=_user_frame(plain),
+            f"the model does not run on inputs of shape {shapes}: {first_line(plain)}",
+            where=user_frame(plain),
             hint="check the number and shapes of the inputs",
         )
-    place = _user_frame(error)
+    place = user_frame(error)
     file, _, line = place.rpartition(":")
     code = linecache.getline(file, int(line)).strip() if file else ""
     culprits = [f"operator {name}" for name in [_operator(error)] if name]
@@ -200,7 +204,7 @@ def _export_error(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception
     return ModelError(
         "the model cannot be exported"
         + (f" ({' '.join(culprits)})" if culprits else "")
-        + f": {type(error).__name__}: {_first_line(error)}",
+        + f": {type(error).__name__}: {first_line(error)}",
         where=place,
         hint="torch.export must be able to trace it",
     )
@@ -234,12 +238,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty, or the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _user_frame(error: BaseException) -> str:
+def user_frame(error: BaseException) -> str:
     """`file:line` of the innermost frame outside torch, from the message or the traceback."""
     own = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
     listed = re.findall(r'File "([^"]+)", line (\d+)', str(error))

@@ -39,12 +39,19 @@ class Plan:
     def load(path: str | Path) -> Plan:
         """Read `plan.json`. Raises PlanError where it is absent or malformed."""
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = Path(path).read_bytes()
         except OSError as error:
             raise PlanError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        return Plan.from_json(data, str(path))
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "") -> Plan:
+        """The plan that `to_json` wrote. Raises PlanError, naming `where` it was read."""
+        try:
+            raw = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"not a JSON text: {error}", where=str(path), hint=_HINT) from error
-        return _parse(raw, str(path))
+            raise PlanError(f"not a JSON text: {error}", where=where, hint=_HINT) from error
+        return _parse(raw, where)
 
     def to_json(self) -> str:
         """The text of `plan.json`."""

@@ -5,13 +5,14 @@ A `Program` is an ATen graph that runs, trains, copies and saves without the use
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,19 @@ class ProgramModule(fx.GraphModule):
 
     They flip the training argument of batch-norm and dropout nodes and recompile. Nodes
     that were in training mode in an evaluated model (dropout that is always on, batch norm
-    without running statistics) stay as they are.
+    without running statistics) stay as they are. Buffers of its layers that the graph does not
+    read (how many batches a batch norm has seen) and other names of tied parameters are kept, so
+    that state dicts fit the model's.
     """
+
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "Program") -> None:
+        super().__init__(root, graph, class_name)
+        if isinstance(root, nn.Module):
+            carry_buffers(root, self)
+            carry_ties(root, self)
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        return ProgramModule.__init__
 
     def train(self, mode: bool = True) -> ProgramModule:
         """Switch batch norm and dropout to training (or evaluation) behaviour."""
@@ -88,8 +100,34 @@ def build_program(
     """A `Program` around a graph module with fake values in `meta["val"]`, in eval mode."""
     graph_module = ProgramModule(module, module.graph, class_name="Program")
     graph_module.eval()
-    graph_module.recompile()
     return Program(graph_module, inputs, name, dynamic_batch)
+
+
+def carry_buffers(source: nn.Module, module: nn.Module) -> None:
+    """Give the layers of `module` the saved buffers that they have in `source` and not yet here."""
+    for path, layer in module.named_modules():
+        with contextlib.suppress(AttributeError):
+            for name, buffer in source.get_submodule(path)._buffers.items():
+                saved = name not in source.get_submodule(path)._non_persistent_buffers_set
+                if saved and not hasattr(layer, name):
+                    layer.register_buffer(name, buffer)
+
+
+def carry_ties(source: nn.Module, module: nn.Module) -> None:
+    """Give the parameters of `module` the other names that they have in `source`."""
+    held = dict(module.named_parameters(remove_duplicate=False))
+    listed = list(source.named_parameters(remove_duplicate=False))
+    first = {id(tensor): held[name] for name, tensor in listed if name in held}
+    for name, tensor in listed:
+        if name in held or id(tensor) not in first:
+            continue
+        owner: nn.Module = module
+        *path, leaf = name.split(".")
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        owner.register_parameter(leaf, first[id(tensor)])  # type: ignore[arg-type]
 
 
 def tensor_value(node: fx.Node) -> Tensor | None:
@@ -129,7 +167,7 @@ def source_line(node: fx.Node) -> str:
 
 
 def fingerprint(program: Program) -> str:
-    """A hash of the graph's structure and the parameters' names and shapes, not their values."""
+    """A hash of the graph's structure and the names and shapes of what it reads, not the values."""
     digest = hashlib.sha256()
     order = {node: i for i, node in enumerate(program.module.graph.nodes)}
 
@@ -149,7 +187,8 @@ def fingerprint(program: Program) -> str:
             args[position] = None
         digest.update(json.dumps([node.op, str(node.target), plain(args)]).encode())
         digest.update(json.dumps(plain(node.kwargs), sort_keys=True).encode())
-    state: dict[str, Tensor] = dict(program.module.state_dict())
+    read = {str(node.target) for node in program.module.graph.nodes if node.op == "get_attr"}
+    state: dict[str, Tensor] = {k: v for k, v in program.module.state_dict().items() if k in read}
     for key in sorted(state):
         digest.update(f"{key}{tuple(state[key].shape)}{state[key].dtype}".encode())
     return digest.hexdigest()[:32]

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from hwprune.atomic import replace_directory
 from hwprune.capture import Program
 from hwprune.coupling import Coupling, Group
 from hwprune.deploy import Artifact
+from hwprune.inplace import apply_in_place
 from hwprune.latency import Outcome
 from hwprune.plan import Plan
 from hwprune.report import write_report
 from hwprune.target import Target
 from hwprune.verify import Certificate
+from hwprune.weights import PLAN, WEIGHTS, weights_bytes
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class PruneResult:
     threads: int
     outcome: Outcome
 
+    def apply_to(self, model: nn.Module) -> nn.Module:
+        """Make the model that was pruned this smaller network, in place; returns it.
+
+        Its tensors become copies of this result's (make optimisers anew), its layers' sizes
+        follow. Raises ModelError, naming the source line, where the model's Python keeps an old
+        size, or where it is another model; nothing is changed then.
+        """
+        return apply_in_place(model, self.dense, self.program)
+
 
 @dataclass(frozen=True)
 class ProfileResult:
@@ -56,12 +67,12 @@ class ProfileResult:
 
 
 def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:
-    """Write model.so, manifest.json, model.pt2, plan.json, report.json and report.html."""
+    """Write model.so and manifest.json beside what `save_pruned` writes."""
     artifact.save(out, result_files(result))
 
 
 def save_pruned(result: PruneResult, out: str | PathLike[str]) -> None:
-    """Write model.pt2, plan.json, report.json and report.html: what needs no compiler."""
+    """Write model.pt2, weights.safetensors, plan.json, report.json and report.html."""
     with replace_directory(out) as staging:
         for name, data in result_files(result).items():
             (staging / name).write_bytes(data)
@@ -73,7 +84,8 @@ def result_files(result: PruneResult) -> dict[str, bytes]:
     torch.export.save(export_program(result.program), buffer)
     return {
         "model.pt2": buffer.getvalue(),
-        "plan.json": result.plan.to_json().encode(),
+        WEIGHTS: weights_bytes(result.program),
+        PLAN: result.plan.to_json().encode(),
         **write_report(result.report),
     }
 

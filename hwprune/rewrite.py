@@ -18,6 +18,7 @@ from hwprune.program import (
     Program,
     ProgramModule,
     build_program,
+    carry_ties,
     copy_graph,
     fingerprint,
     get_tensor,
@@ -29,7 +30,10 @@ from hwprune.rules.resize import Resizing, resize
 def kept_indices(
     coupling: Coupling, plan: Plan, program: Program
 ) -> dict[str, dict[int, np.ndarray]]:
-    """For every parameter and buffer that a group reaches: dimension -> kept indices (int64)."""
+    """For every parameter and buffer that a group reaches: dimension -> kept indices (int64).
+
+    A tied parameter is listed under each of its names.
+    """
     mask = coupling.unit_mask(plan.kept)
     result: dict[str, dict[int, np.ndarray]] = {}
     for node in program.module.graph.nodes:
@@ -41,7 +45,9 @@ def kept_indices(
         kept = {d: np.flatnonzero(k) for d, k in found.items() if k is not None}
         if kept:
             result[name] = kept
-    return result
+    listed = list(program.module.named_parameters(remove_duplicate=False))
+    tied = {id(tensor): result[name] for name, tensor in listed if name in result}
+    return result | {name: tied[id(tensor)] for name, tensor in listed if id(tensor) in tied}
 
 
 def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
@@ -59,8 +65,10 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     graph.eliminate_dead_code()
     graph.lint()
     module.delete_all_unused_submodules()
+    carry_ties(program.module, module)
     module.recompile()
-    propagate(module, program.inputs)
+    if not sizes.mask.all():
+        propagate(module, program.inputs)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)
 
 

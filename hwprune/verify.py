@@ -25,7 +25,7 @@ from hwprune.reference import plain_batch_norms, renormalise
 from hwprune.rewrite import kept_indices
 from hwprune.rules.engine import operator_names
 
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
 _Kept = Mapping[str, Mapping[int, np.ndarray]]
 
 
@@ -72,19 +72,19 @@ def verify(
     for fault in (_lint(coupling, plan, rewritten), _not_sliced(program, rewritten, kept)):
         if fault:
             return Certificate(float("inf"), reference, False, None, fault)
-    large, small = _double(program), _double(rewritten)
+    large, small = double(program), double(rewritten)
     generator = torch.Generator().manual_seed(seed)
-    _perturb(large, generator)
+    perturb(large, generator)
     _copy_slices(large, small, kept)
     _silence(large, kept)
     if renormalise(large, coupling, coupling.unit_mask(plan.kept)):
         reference += ", normalised over the kept channels"
     for module in (large, small):
         plain_batch_norms(module)
-    inputs = _inputs(program, generator)
+    inputs = random_inputs(program, generator)
     error, gradient_error = _compare(large, small, kept, inputs, gradients, generator)
     worst = max(error, gradient_error or 0.0)
-    passed = worst <= _TOLERANCE  # NaN fails
+    passed = worst <= TOLERANCE  # NaN fails
     failure = "" if passed else f"values differ by {error:.1e}, gradients by {gradient_error}"
     return Certificate(error, reference, passed, gradient_error, failure)
 
@@ -126,7 +126,7 @@ def _has(module: nn.Module, target: str) -> bool:
     return True
 
 
-def _double(program: Program) -> fx.GraphModule:
+def double(program: Program) -> fx.GraphModule:
     """A float64 copy in evaluation mode, with nothing random in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own pytree records
@@ -162,7 +162,7 @@ def _variances(module: fx.GraphModule) -> set[str]:
     return names
 
 
-def _perturb(module: fx.GraphModule, generator: torch.Generator) -> None:
+def perturb(module: fx.GraphModule, generator: torch.Generator) -> None:
     """Scale every slice of every parameter and buffer along each of its first two dimensions.
 
     Factors lie within 0.8 to 1.2; what is constant (zeros, ones) is moved as well.
@@ -211,7 +211,7 @@ def _silence(module: nn.Module, kept: _Kept) -> None:
                 tensor.detach().index_fill_(dim, torch.from_numpy(gone), 0.0)
 
 
-def _inputs(program: Program, generator: torch.Generator) -> list[Tensor]:
+def random_inputs(program: Program, generator: torch.Generator) -> list[Tensor]:
     """Random inputs of the example inputs' shapes; integers are taken as they are."""
     return [
         torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -270,13 +270,17 @@ def _values_error(wanted: list[Tensor], found: list[Tensor]) -> float:
 
 
 def _gradient_error(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float:
-    """Each gradient relative to its largest entry (at least 1e-6 of the largest of all)."""
+    """Each gradient relative to its largest entry, at least 1e-5 of the largest of all.
+
+    The gradient of what has no influence (the one channel of a layer norm) is exactly zero and
+    comes out as a few roundings of the largest: 1e-9 of 1e-5 are 45 roundings of float64.
+    """
     known = [(a, b) for a, b in pairs if a is not None and a.numel()]
     largest = max((float(a.abs().max()) for a, _ in known), default=0.0)
     errors = [0.0]
     for a, b in known:
         if b is None or a.shape != b.shape:
             return float("inf")
-        scale = max(float(a.abs().max()), 1e-6 * largest, 1e-30)
+        scale = max(float(a.abs().max()), 1e-5 * largest, 1e-30)
         errors.append(float((a - b).abs().max()) / scale)
     return float(np.max(errors))

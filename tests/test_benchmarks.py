@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_time, common, host_latency, systems
+from benchmarks import analysis_time, common, fuzz, host_latency, systems
 from benchmarks.child import Outcome, call, cores_for
 from benchmarks.workers import System, Timing, Worker, time_interleaved
 
@@ -202,3 +202,17 @@ def test_analysis_time_quick(monkeypatch, tmp_path):
     assert [row["stage"] for row in document["rows"]] == [*analysis_time.STAGES["hwprune"], "total"]
     assert all(row["status"] == "ok" and row["seconds"] >= 0 for row in document["rows"])
     assert document["rows"][-1]["peak_rss_mib"] > 50
+
+
+def test_fuzz_quick_resumes(monkeypatch, tmp_path):
+    monkeypatch.setattr(fuzz, "QUICK_NETWORKS", 3)
+    monkeypatch.setattr(fuzz, "BLOCK", 2)
+    assert fuzz_rows(monkeypatch, tmp_path) == [(0, 2), (2, 1)]
+    monkeypatch.setattr(fuzz, "run", lambda seeds: pytest.fail("was run again"))
+    assert fuzz_rows(monkeypatch, tmp_path) == [(0, 2), (2, 1)]
+
+
+def fuzz_rows(monkeypatch, tmp_path) -> list[tuple[int, int]]:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--quick", "--out", str(tmp_path / "fuzz.json")])
+    assert fuzz.main() == 0
+    return [(r["first"], r["networks"]) for r in common.rows_of(tmp_path / "fuzz.json")]

@@ -32,7 +32,8 @@ def timed(tmp_path_factory):
 
 def test_writes_the_whole_artifact(timed) -> None:
     out, result, _ = timed
-    names = {"model.so", "manifest.json", "model.pt2", "plan.json", "report.json", "report.html"}
+    names = {"model.so", "manifest.json", "model.pt2", "weights.safetensors", "plan.json"}
+    names |= {"report.json", "report.html"}
     assert {f.name for f in out.iterdir()} == names
     report = json.loads((out / "report.json").read_text())
     for key in ("model", "target", "threads", "budget", "dense", "pruned", "search", "certificate"):

@@ -100,22 +100,20 @@ def roll(tracer: Tracer, node: fx.Node) -> Factors:
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(tracer: Tracer, node: fx.Node) -> Factors:
     """Channels move to space or back, or are interleaved: whole blocks, united within."""
-    x = node.args[0]
-    argument_ = int(node.args[1])  # type: ignore[arg-type]
+    x, argument_ = node.args[0], int(node.args[1])  # type: ignore[arg-type]
+    interleaves = "channel_shuffle" in str(node.target)
+    dim = 1 if interleaves else len(shape_of(x)) - 3
     result: list[np.ndarray] = []
     for factor in tracer.of(x):
-        if str(node.target).startswith("aten.channel_shuffle"):
-            dim = 1
-            if factor.shape[dim] == 1:
-                result.append(factor)
-                continue
-            table = factor.reshape(argument_, -1)
-            tracer.unite(table[:1], table)
-        else:
-            dim = len(shape_of(x)) - 3
+        if interleaves and factor.shape[dim] == 1:
+            result.append(factor)
+            continue
         if varying(factor) != (dim,):
             raise UnsupportedForm("labels vary over several dimensions")
-        if "pixel_shuffle" in str(node.target):
+        if interleaves:
+            table = factor.reshape(argument_, -1)
+            tracer.unite(table[:1], table)
+        elif "pixel_shuffle" in str(node.target):
             table = factor.reshape(-1, argument_ * argument_)
             tracer.unite(table[:, :1], table)
         full = torch.from_numpy(np.broadcast_to(factor, shape_of(x)).copy())
@@ -153,10 +151,10 @@ def index_select(tracer: Tracer, node: fx.Node) -> Factors:
     x, index = node.args[0], node.args[2]
     dim = int(node.args[1]) % len(shape_of(x))  # type: ignore[arg-type]
     factors = tracer.of(x)
+    tracer.freeze_value(index, node, "")
     if not any(f.shape[dim] > 1 for f in factors):
         return factors
     positions = constant_index(tracer.module, index)
-    tracer.freeze_value(index, node, "")
     return tuple(f.take(positions, axis=dim) if f.shape[dim] > 1 else f for f in factors)
 
 

@@ -35,8 +35,9 @@ class Resizing:
         return self.coupling.shapes[node.name]
 
     def kept(self, node: Any, dim: int) -> np.ndarray | None:
-        """Which positions of a dimension stay; None if nothing there depends on the plan."""
-        return self.coupling.kept(node.name, dim % len(self.shape(node)), self.mask)
+        """Which positions of a dimension stay; None if all of them do."""
+        kept = self.coupling.kept(node.name, dim % len(self.shape(node)), self.mask)
+        return None if kept is None or bool(kept.all()) else kept
 
     def constant(self, node: fx.Node, values: np.ndarray) -> fx.Node:
         """A new index buffer of the module, as a node before `node`."""

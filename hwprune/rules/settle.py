@@ -43,15 +43,26 @@ def settle(tracer: Tracer, node: fx.Node, factors: Factors) -> Factors:
             tracer.freeze(factor, node, "channels are merged with the batch")
         else:
             result.append(factor)
-    return _one_each(tracer, node, result)
+    return _one_per_dim(tracer, node, result)
 
 
-def _one_each(tracer: Tracer, node: fx.Node, factors: list[np.ndarray]) -> Factors:
-    """Where several factors vary over one dimension, the one with most labels stays alone."""
+def _one_per_dim(tracer: Tracer, node: fx.Node, factors: list[np.ndarray]) -> Factors:
+    """Where several dimensions' channels became one dimension, those of one can still go.
+
+    That is one which is not known to stay, and of these the one with the most choice.
+    """
+    taken = [d for f in factors for d in varying(f)]
+    if len(taken) == len(set(taken)):
+        return tuple(factors)
+    stay = np.concatenate([f.labels for f in tracer.freezes] or [np.zeros(0, np.int64)])
+
+    def choice(factor: np.ndarray) -> int:
+        return len(np.setdiff1d(factor, stay))
+
     result: list[np.ndarray] = []
-    for factor in sorted(factors, key=lambda f: -f.size):
-        if any(set(varying(factor)) & set(varying(other)) for other in result):
-            tracer.freeze(factor, node, "is merged with a dimension of other channels")
+    for factor in sorted(factors, key=choice, reverse=True):
+        if {d for f in result for d in varying(f)} & set(varying(factor)):
+            tracer.freeze(factor, node, "channels are merged with other channels")
         else:
             result.append(factor)
     return tuple(result)
