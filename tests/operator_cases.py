@@ -24,6 +24,11 @@ def _image(*size: int, channels: int = 4) -> Tensor:
 _I2, _I3 = _image(6, 6), _image(4, 4, 4)
 _INDEX = torch.tensor([3, 0, 0, 2, 1])
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "baddbmm": (_x(4, 5, 6), _x(4, 5, 3), _x(4, 3, 6)),
+    "bmm": (_x(4, 5, 3), _x(4, 3, 6)),
+    "einsum": ("bhtd,bhsd->bhts", [_x(1, 4, 5, 3), _x(1, 4, 6, 3)]),
+    "expand_as": (_x(1, 6), _x(4, 6)),
+    "scaled_dot_product_attention": (_x(1, 4, 5, 3), _x(1, 4, 6, 3), _x(1, 4, 6, 2)),
     "_adaptive_avg_pool2d": (_I2, [3, 3]),
     "_log_softmax": (_x(4, 6), 1, False),
     "_softmax": (_x(4, 6), 1, False),
