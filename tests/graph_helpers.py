@@ -53,7 +53,7 @@ def random_plan(program: Program, coupling: Coupling, keep: float = 0.5, seed: i
     for group in coupling.groups:
         count = max(1, round(group.width * keep))
         kept[group.name] = tuple(sorted(rng.choice(group.width, count, replace=False).tolist()))
-    return Plan(fingerprint(program), kept)
+    return Plan(fingerprint(program), kept, attention=coupling.attention)
 
 
 def prune(
