@@ -13,7 +13,7 @@ import linecache
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,13 @@ from torch.export import ExportedProgram
 
 from hwprune.errors import HwpruneError, ModelError
 from hwprune.inline import inline_regions
+from hwprune.model_check import (
+    check_finite,
+    check_input_sizes,
+    check_model,
+    check_module_inputs,
+    mixes_types,
+)
 from hwprune.program import (
     FIXED_TRAINING,
     Program,
@@ -66,10 +73,11 @@ def capture(
     else:
         if inputs is None:
             raise ModelError("a module needs example inputs", hint="pass a tuple of tensors")
-        _check_sizes(tuple(inputs))
-        _check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
+        check_model(model)
+        check_module_inputs(model, tuple(inputs))
+        check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
         program = _from_module(model, tuple(inputs), name or type(model).__name__)
-    _check_finite(dict(program.module.named_parameters()), dict(program.module.named_buffers()))
+    check_finite(dict(program.module.named_parameters()), dict(program.module.named_buffers()))
     return program
 
 
@@ -85,27 +93,6 @@ def _load_exported(path: Path) -> ExportedProgram:
             where=str(path),
             hint="write it with torch.export.save",
         ) from error
-
-
-def _check_finite(*tensors: Mapping[str, Tensor]) -> None:
-    """ModelError naming the first parameter or buffer that holds NaN or infinity."""
-    for name, tensor in ((n, t) for group in tensors for n, t in group.items()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            if bool(torch.isnan(tensor).any()):
-                raise ModelError("the weights contain NaN", where=name)
-            if "mask" not in name:  # additive attention masks hold -inf on purpose
-                raise ModelError("the weights contain infinite values", where=name)
-
-
-def _check_sizes(inputs: tuple[Tensor, ...]) -> None:
-    """ModelError naming the first example input that has no elements."""
-    for i, given in enumerate(inputs):
-        if isinstance(given, Tensor) and given.numel() == 0:
-            raise ModelError(
-                f"the input of shape {tuple(given.shape)} has no elements",
-                where=f"inputs[{i}]",
-                hint="every size must be at least 1",
-            )
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], placeholders: list[fx.Node]) -> None:
@@ -136,7 +123,7 @@ def _from_exported(
         if exported.example_inputs is None:
             raise ModelError("the exported program has no example inputs", hint="pass inputs")
         inputs = exported.example_inputs[0]
-    _check_sizes(tuple(inputs))
+    check_input_sizes(tuple(inputs))
     module = _unlift(exported)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     _check_inputs(tuple(inputs), placeholders)
@@ -170,6 +157,12 @@ def _from_module(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Pro
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, bool]:
     """(exported program, whether its batch is dynamic). Raises ModelError."""
+    if mixes_types(model, inputs):  # torch.export would not notice
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model)(*(x.clone() for x in inputs))
+        except Exception as error:
+            raise _export_error(model, inputs, error) from error
     batched = inputs and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
     if batched and len({x.shape[0] for x in inputs}) == 1:
         twice = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x.clone() for x in inputs)

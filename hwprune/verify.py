@@ -185,7 +185,7 @@ def _random(
 ) -> Tensor:
     """One random number for each position along `dim`, shaped to broadcast."""
     values = draw(like.shape[dim], generator=generator, dtype=like.dtype)
-    return values.reshape([-1 if d == dim else 1 for d in range(like.ndim)])
+    return values.to(like.device).reshape([-1 if d == dim else 1 for d in range(like.ndim)])
 
 
 def _copy_slices(large: nn.Module, small: nn.Module, kept: _Kept) -> None:
@@ -198,7 +198,7 @@ def _copy_slices(large: nn.Module, small: nn.Module, kept: _Kept) -> None:
 
 def _cut(tensor: Tensor, kept: Mapping[int, np.ndarray]) -> Tensor:
     for dim, indices in kept.items():
-        tensor = tensor.index_select(dim, torch.from_numpy(indices))
+        tensor = tensor.index_select(dim, torch.from_numpy(indices).to(tensor.device))
     return tensor
 
 
@@ -208,13 +208,13 @@ def _silence(module: nn.Module, kept: _Kept) -> None:
         for dim, indices in kept.get(name, {}).items():
             if tensor.is_floating_point():
                 gone = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
-                tensor.detach().index_fill_(dim, torch.from_numpy(gone), 0.0)
+                tensor.detach().index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0.0)
 
 
 def random_inputs(program: Program, generator: torch.Generator) -> list[Tensor]:
     """Random inputs of the example inputs' shapes; integers are taken as they are."""
     return [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
         if x.is_floating_point()
         else x.clone()
         for x in program.inputs
@@ -236,7 +236,9 @@ def _compare(
     wanted, wanted_inputs = _run(large, inputs)
     found, found_inputs = _run(small, inputs)
     error = _values_error(wanted, found)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in wanted]
+    weights = [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device) for y in wanted
+    ]
     for outputs in (wanted, found):
         pairs = [(y * w).sum() for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
         if pairs:

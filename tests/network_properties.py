@@ -39,6 +39,9 @@ def check_network(program: Program, seed: int = 0) -> Facts:
     random_ = random.Random(seed)
     coupling = couple(program)
     check_nothing(program, coupling)
+    frozen = sum(f.width for f in coupling.frozen)
+    if not coupling.groups:
+        return Facts(0, 0, frozen, twice=False)
     plan = random_plan(program, coupling, random_)
     assert Plan.from_json(plan.to_json()) == plan
     smaller = rewrite(program, coupling, plan)
@@ -46,7 +49,7 @@ def check_network(program: Program, seed: int = 0) -> Facts:
     check_sizes(coupling, plan, smaller)
     twice = check_twice(program, coupling, plan, smaller, random_)
     units = sum(g.width for g in coupling.groups)
-    return Facts(len(coupling.groups), units, sum(f.width for f in coupling.frozen), twice)
+    return Facts(len(coupling.groups), units, frozen, twice)
 
 
 def random_plan(program: Program, coupling: Coupling, random_: random.Random) -> Plan:

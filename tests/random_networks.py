@@ -212,7 +212,7 @@ def _map(args: Any, function: Callable[[Value], Any]) -> Any:
     return args
 
 
-def random_network(choices: Choices, largest: int = 9) -> Network:
+def random_network(choices: Choices, largest: int = 7) -> Network:
     """A network of up to `largest` blocks, one to three inputs and one to three outputs."""
     from tests.random_blocks import BLOCKS, head, inputs
 

@@ -58,8 +58,9 @@ def test_random_networks_through_export(seed: int) -> None:
 
 def test_most_random_networks_can_be_pruned_and_pruned_again() -> None:
     facts = [check_network(seeded(seed).program, seed) for seed in range(30)]
-    assert sum(f.groups > 0 for f in facts) > 15
-    assert sum(f.twice for f in facts) > 25
+    prunable = [f for f in facts if f.groups]
+    assert len(prunable) > 15
+    assert sum(f.twice for f in prunable) > 0.9 * len(prunable)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hwprune.errors import CertificateError
 from hwprune.plan import Plan
 from hwprune.program import fingerprint
 from hwprune.rewrite import rewrite
-from hwprune.verify import verify
+from hwprune.verify import TOLERANCE, _gradient_error, verify
 
 
 class Block(nn.Module):
@@ -111,3 +111,13 @@ def test_networks_with_much_frozen_are_still_right(name):
     model, x = model_and_input(name)
     x = torch.randn(1, 3, 224, 224) if name == "vit_b_16" else x
     prune(model, (x,))[-1].check()
+
+
+def test_a_gradient_that_is_zero_may_differ_by_roundings_and_no_more():
+    """As of what comes before a layer norm over one channel: nothing but rounding is left."""
+    large = torch.tensor([1.6, -0.5], dtype=torch.float64)
+    zero, rounded = torch.tensor([[2.3e-15], [-1.9e-15]], dtype=torch.float64)
+    pairs = [(large, large.clone()), (zero, rounded)]
+    assert _gradient_error(pairs) <= TOLERANCE
+    assert _gradient_error([*pairs, (zero, zero + 1e-12)]) > TOLERANCE
+    assert _gradient_error([(large, large * (1 + 1e-8))]) > TOLERANCE
