@@ -79,6 +79,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "embedding": (_x(7, 6), _INDEX),
     "empty_like": (_x(4, 6),),
     "expand": (_x(4, 1, 6), [4, 3, 6]),
+    "expand_as": (_x(4, 1), _x(4, 6)),
     "expand_copy": (_x(6), [4, 6]),
     "feature_alpha_dropout": (_I2, 0.5, False),
     "feature_dropout": (_I2, 0.5, False),

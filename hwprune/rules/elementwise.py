@@ -137,6 +137,7 @@ _NARY = [
     "__xor__",
     "masked_fill",
     "copy",
+    "expand_as",
     "lerp",
     "addcmul",
     "addcdiv",
