@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,6 +29,7 @@ from hwprune.program import (
     ProgramModule,
     build_program,
     fingerprint,
+    get_tensor,
     short_path,
     source_line,
     specialize,
@@ -266,6 +268,7 @@ def _unlift(exported: ExportedProgram) -> fx.GraphModule:
     """The graph module of an exported program, without guard nodes and assertions."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    _inline_without_autocast(module)
     for node in list(module.graph.nodes):
         guard = node.op == "call_module" and str(node.target).startswith("_guards_fn")
         # These pin the dtype: the module could not be used after `.double()`.
@@ -274,3 +277,26 @@ def _unlift(exported: ExportedProgram) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _inline_without_autocast(module: fx.GraphModule) -> None:
+    """Put what ran under a disabled autocast into the graph itself: there it means nothing."""
+    graph = module.graph
+    while regions := [n for n in graph.nodes if _disables_autocast(n)]:
+        for node in regions:
+            inner = get_tensor(module, str(node.args[4].target)).graph
+            places = [n for n in inner.nodes if n.op == "placeholder"]
+            with graph.inserting_before(node):
+                results: Any = graph.graph_copy(
+                    inner, dict(zip(places, node.args[5:], strict=True))
+                )
+            for user in list(node.users):
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+
+
+def _disables_autocast(node: fx.Node) -> bool:
+    """Whether a node calls a subgraph under `torch.autocast(enabled=False)`."""
+    region = node.target is torch.ops.higher_order.wrap_with_autocast
+    return node.op == "call_function" and region and not node.args[2]
