@@ -4,13 +4,16 @@
 
 One child process a model, one thread: capture, coupling, a random plan with half the MACs, the
 certificate on values and gradients, saving and loading, a train step. Random weights, the smallest
-sensible input, the smallest model of each family (`--all`: every model). The table goes to
-docs/coverage.md where the whole of it was asked for.
+sensible input, the smallest model of each family (`--all`: every model). Rows written to
+benchmarks/results/coverage.json go into docs/coverage.md too.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,6 +23,7 @@ from benchmarks.child import Outcome, call, preloaded
 from benchmarks.coverage_models import Family, families
 from benchmarks.coverage_report import write_page
 
+RESULTS = Path(__file__).resolve().parent / "results" / "coverage.json"
 QUICK = (("torchvision", "squeezenet"), ("timm", "mobilevit"))
 STEPS = ("build", "capture", "couple", "plan", "rewrite", "verify", "save", "train")
 PACKAGES = ("torchvision", "timm", "transformers", "scipy")
@@ -127,9 +131,11 @@ def main() -> None:
     parser.add_argument("--family", action="append", help="only this family (repeatable)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each model, 120")
     options = parser.parse_args()
+    every = families()
+    known = {"families": dict(Counter(f.library for f in every))}
     listed = [
         f
-        for f in families()
+        for f in every
         if (not options.quick or (f.library, f.name) in QUICK)
         and (options.library is None or f.library in options.library)
         and (options.family is None or f.name in options.family)
@@ -137,11 +143,11 @@ def main() -> None:
     rows: list[Row] = common.rows_of(options.out) if options.keep else []
     for so_far in run(listed, rows, options.all, options.timeout):
         if options.out is not None:
-            common.write(options.out, common.envelope(so_far, PACKAGES))
+            common.write(options.out, common.envelope(so_far, PACKAGES) | known)
     show(rows)
-    common.finish(options.out, rows, PACKAGES)
-    if options.out is not None and not options.quick:
-        write_page(common.envelope(rows, PACKAGES))
+    common.finish(options.out, rows, PACKAGES, known)
+    if options.out is not None and options.out.resolve() == RESULTS:
+        write_page(json.loads(RESULTS.read_text()))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def page(document: Document) -> str:
         _INTRODUCTION,
         f"Written by `python -m benchmarks.coverage --out benchmarks/results/coverage.json` on "
         f"{document['date'][:10]} with {known}.\n",
-        *_section("", summary(rows)),
+        *_section("", summary(rows, document["families"])),
+        *_section("", not_run(rows)),
         *_section("What is not pruned whole", exceptions(rows)),
         *_section("Operators that keep channels", reasons(rows)),
     ]
@@ -61,9 +62,13 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
     return [*([f"## {title}\n"] if title else []), "\n".join(lines), ""] if lines else []
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
-    """How many models pass, are declined and fail, and the worst and the slowest of them."""
-    lines = _head("library", "models", *STATUSES, "pass %", "largest error", "slowest coupling, s")
+def summary(rows: Sequence[Row], families: Mapping[str, int]) -> list[str]:
+    """How many models pass, are declined and fail, and the worst and the slowest of them.
+
+    `families` says how many each library has, run or not.
+    """
+    heads = ("library", "families", "run", "models", *STATUSES, "pass %")
+    lines = _head(*heads, "largest error", "slowest coupling, s")
     libraries = [[lib] for lib in dict.fromkeys(r["library"] for r in rows)]
     for names in [*libraries, [lib for (lib,) in libraries]] if len(libraries) > 1 else libraries:
         mine = [r for r in rows if r["library"] in names]
@@ -73,8 +78,16 @@ def summary(rows: Sequence[Row]) -> list[str]:
         name = names[0] if len(names) == 1 else "**all**"
         share = f"{100 * counts[0] / len(mine):.1f}"
         worst = f"{max(errors, default=0.0):.0e}"
-        lines.append(_row(name, len(mine), *counts, share, worst, f"{slowest:.1f}"))
+        known = sum(families[n] for n in names)
+        run = len({(r["library"], r["family"]) for r in mine})
+        lines.append(_row(name, known, run, len(mine), *counts, share, worst, f"{slowest:.1f}"))
     return lines
+
+
+def not_run(rows: Sequence[Row]) -> list[str]:
+    """Says for how many models a step was left out, if it was for any."""
+    left = sum(r["status"] == "pass" and "save_seconds" not in r for r in rows)
+    return [f"Saving and loading was left out for {left} of them (a dash)."] if left else []
 
 
 def _error(row: Row) -> float:
@@ -112,7 +125,8 @@ def models(rows: Sequence[Row]) -> list[str]:
     """One line a model, those of one family beside each other."""
     lines = _head(
         "family", "model", "status", "params, M", "prunable %", "groups", "units", "MACs %",
-        "error", "gradients", "capture s", "couple s", "rewrite s", "verify s", "peak MiB", text=3,
+        "error", "gradients", "capture s", "couple s", "rewrite s", "verify s", "save s",
+        "peak MiB", text=3,
     )  # fmt: skip
     for r in sorted(rows, key=lambda r: (r["family"], r["model"])):
         seconds = (_number(r, f"{k}_seconds", ".1f") for k in _TIMED)
@@ -135,7 +149,7 @@ def models(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-_TIMED = ("capture", "couple", "rewrite", "verify")
+_TIMED = ("capture", "couple", "rewrite", "verify", "save")
 
 
 def _number(row: Row, key: str, form: str, scale: float = 1.0) -> str:

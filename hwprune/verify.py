@@ -234,15 +234,13 @@ def _compare(
         with torch.no_grad():
             return _values_error(_run(large, inputs)[0], _run(small, inputs)[0]), None
     wanted, wanted_inputs = _run(large, inputs)
-    found, found_inputs = _run(small, inputs)
-    error = _values_error(wanted, found)
     weights = [
         torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device) for y in wanted
     ]
-    for outputs in (wanted, found):
-        pairs = [(y * w).sum() for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
-        if pairs:
-            torch.stack(pairs).sum().backward()
+    wanted = _differentiate(wanted, weights)  # one graph at a time: they take most of the memory
+    found, found_inputs = _run(small, inputs)
+    found = _differentiate(found, weights)
+    error = _values_error(wanted, found)
     expected: list[tuple[Tensor | None, Tensor | None]] = [
         (x.grad, y.grad) for x, y in zip(wanted_inputs, found_inputs, strict=True)
     ]
@@ -252,6 +250,14 @@ def _compare(
             grad = _cut(parameter.grad, kept.get(name, {}))
             expected.append((grad, small_parameters[name].grad))
     return error, _gradient_error(expected)
+
+
+def _differentiate(outputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Add the gradients of a weighted sum of the outputs; what is given back holds no graph."""
+    pairs = [(y * w).sum() for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+    if pairs:
+        torch.stack(pairs).sum().backward()
+    return [y.detach() for y in outputs]
 
 
 def _run(module: fx.GraphModule, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from graph_helpers import MODELS, model_and_input
+from graph_helpers import MODELS, model_and_input, prune
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -169,3 +169,24 @@ def test_bad_input_is_told_clearly(tmp_path):
         capture(exported, (torch.randn(1, 3, 8, 8),))
     with pytest.raises(ModelError, match="takes 1 inputs, not 2"):
         capture(exported, (x, x))
+
+
+def test_what_runs_without_autocast_is_pruned_like_the_rest():
+    class Guarded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast("cpu", enabled=False):
+                y = self.b(x.float().relu())
+                z = x.float().sigmoid()
+            return self.c(y) + z.sum(1, keepdim=True) * 0
+
+    net, x = Guarded().eval(), torch.randn(2, 4)
+    program, coupling, *_, certificate = prune(net, (x,))
+    assert torch.equal(program.module(x), net(x))
+    assert not [n for n in program.module.graph.nodes if "autocast" in str(n.target)]
+    assert [g.name for g in coupling.groups] == ["b"]
+    certificate.check()
