@@ -43,6 +43,17 @@ def settle(tracer: Tracer, node: fx.Node, factors: Factors) -> Factors:
             tracer.freeze(factor, node, "channels are merged with the batch")
         else:
             result.append(factor)
+    return _one_each(tracer, node, result)
+
+
+def _one_each(tracer: Tracer, node: fx.Node, factors: list[np.ndarray]) -> Factors:
+    """Where several factors vary over one dimension, the one with most labels stays alone."""
+    result: list[np.ndarray] = []
+    for factor in sorted(factors, key=lambda f: -f.size):
+        if any(set(varying(factor)) & set(varying(other)) for other in result):
+            tracer.freeze(factor, node, "is merged with a dimension of other channels")
+        else:
+            result.append(factor)
     return tuple(result)
 
 
