@@ -403,3 +403,13 @@ def test_inspect_tells_the_size_of_a_head():
     found = hwprune.inspect(Small(), (torch.randn(1, TOKENS, 10),))
     sizes = {g["name"]: (g["width"], g["unit_size"]) for g in found["groups"]}
     assert sizes == {"stem": (WIDTH, 1), "attention.qkv": (COUNT, 3 * DEPTH)}
+
+
+def test_one_key_and_value_for_all_heads():
+    """Heads and channels of the shared values come to lie in one dimension: one of them stays."""
+
+    def shared(q, k, v):
+        return sdpa(q, k, v).contiguous()
+
+    _, coupling, _ = pruned(Separate(shared, key_heads=1), HEADS)
+    assert len(coupling.parameter_extents("out.weight")[1].terms) == 1
