@@ -16,7 +16,7 @@ from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Expr, T, const, loop
 from hwprune.lower.kernels import tvm_target
 from hwprune.target import Target
-from hwprune.tvm_runtime import load_tvm, set_threads
+from hwprune.tvm_runtime import compiling, load_tvm, set_threads
 
 LATENCY_HIDING = 10  # accumulators: four cycles of latency, two multiply-adds a cycle, and some
 PASSES = 20_000  # over the accumulators, in a launch
@@ -149,7 +149,8 @@ def _seconds(function: Any, arrays: list[np.ndarray], target: Target, threads: i
     """The shortest of several launches: a peak is what the machine does undisturbed."""
     tvm = load_tvm()
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    library = tvm.compile(module, target=tvm_target(target)).jit()
+    with compiling():
+        library = tvm.compile(module, target=tvm_target(target)).jit()
     set_threads(threads)
     timer = library.time_evaluator("main", tvm.cpu(), number=1, repeat=REPEATS, min_repeat_ms=2)
     return float(min(timer(*(tvm.runtime.tensor(a) for a in arrays)).results))

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 from hwprune.errors import ToolchainError
 
@@ -31,6 +32,16 @@ def load_tvm() -> ModuleType:
     finally:
         if hide_torch and sys.modules.get("torch", 0) is None:
             del sys.modules["torch"]
+
+
+def compiling() -> Any:
+    """The context in which kernels are compiled: TVM's passes without storage rewrite.
+
+    That pass drops the annotation that keeps register tiles off the heap; every tile would be
+    allocated and freed, and stored after each multiply-add where a prefetch stands between.
+    """
+    config = {"tirx.disable_storage_rewrite": True}
+    return load_tvm().transform.PassContext(opt_level=3, config=config)
 
 
 def set_threads(threads: int) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import pytest
 
 os.environ.setdefault("TVM_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, or their threads wait in turn
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HWPRUNE_CACHE"] = tempfile.mkdtemp(prefix="hwprune-tests-")
 
 from hwprune import cli
@@ -33,6 +35,15 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Done(end.value.code, captured.out, captured.err)
 
     return run
+
+
+LONGEST = ("readme", "pipeline", "lower_relax", "verify", "couple", "interruption", "lower_cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture

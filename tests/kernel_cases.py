@@ -14,7 +14,7 @@ from hwprune.lower.kernels import tvm_target
 from hwprune.lower.reference import evaluate, pack, unpack
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
 from hwprune.target import Target, check_runnable, load_target
-from hwprune.tvm_runtime import load_tvm, set_threads
+from hwprune.tvm_runtime import compiling, load_tvm, set_threads
 
 
 def runnable(name: str) -> Target:
@@ -97,7 +97,8 @@ def compiled(workload: Workload, target: Target, threads: int) -> tuple[Kernel, 
     tvm, kernel = load_tvm(), schedule(workload, target, threads)
     assert kernel is not None, "no rule took the workload"
     module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})
-    return kernel, tvm.compile(module, target=tvm_target(target))
+    with compiling():
+        return kernel, tvm.compile(module, target=tvm_target(target))
 
 
 def _physical(x: torch.Tensor, spec: TensorSpec, lanes: int) -> np.ndarray:

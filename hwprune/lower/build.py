@@ -12,7 +12,7 @@ from hwprune.errors import LoweringError
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.spec import Kernel, TensorSpec, Workload
 from hwprune.target import Target, check_runnable
-from hwprune.tvm_runtime import load_tvm, set_threads
+from hwprune.tvm_runtime import compiling, load_tvm, set_threads
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -
         f"k{i}": kernel.func.with_attr("global_symbol", f"k{i}") for i, kernel in enumerate(kernels)
     }
     try:
-        library = tvm.compile(tvm.IRModule(functions), target=tvm_target(target))
+        with compiling():
+            library = tvm.compile(tvm.IRModule(functions), target=tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the kernels: {error}") from error
     loaded = library.jit() if hasattr(library, "jit") else library

@@ -16,7 +16,7 @@ from hwprune.lower.functional import get_tensor
 from hwprune.lower.fuse import Fused
 from hwprune.lower.reference import pack as pack_layout
 from hwprune.lower.spec import PACKED, Call, Kernel, TensorSpec, Workload
-from hwprune.tvm_runtime import load_tvm
+from hwprune.tvm_runtime import compiling, load_tvm
 
 
 def relax_module(
@@ -142,5 +142,5 @@ def compile_module(module: Any, target: Any) -> Any:
         transform.VMShapeLower(),
         transform.AttachGlobalSymbol(),
     ]
-    with target, tvm.transform.PassContext(opt_level=3):
+    with target, compiling():
         return tvm.relax.build(module, target, relax_pipeline=tvm.transform.Sequential(passes))

@@ -4,33 +4,29 @@ Every broadcast input value is multiplied with the weights of several channel ve
 results stay in registers over the whole reduction. The reduction runs over the true input
 channels in steps of four, so that a width of 24 costs 24. A 1x1 convolution of stride 1 treats
 the plane as one row. Padding is a copy into a bordered scratch plane.
+
+Weights come from beyond the level-2 cache whenever a network runs. Where blocks of output
+channels are the outermost loop, a chunk of their weights is used by all tiles of positions
+before the next, and each of these tiles fetches a share of the next chunk. This pays where
+the tiles are few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from hwprune.lower.cpu import emit, order, tiles
+from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.border import copy_with_border
+from hwprune.lower.cpu.conv_plan import Plan
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
-from hwprune.lower.cpu.epilogue import (
-    Epilogue,
-    Position,
-    count_params,
-    pack_channels,
-    supported,
-)
-from hwprune.lower.cpu.geometry import Geometry, Reduction
-from hwprune.lower.cpu.order import Order
-from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
+from hwprune.lower.cpu.epilogue import Epilogue, Position, count_params, supported
+from hwprune.lower.spec import PACKED, Kernel, Workload
 
-STEP = 4  # input channels per unrolled reduction step
-FEW = 4  # tiles of positions for which fetching weights early pays
+FETCH_LEVEL = 2  # of cache, where the next chunk of weights waits
+
+Fetch = Callable[[Expr], None]  # fetches something early, given the number of a reduction step
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -39,10 +35,10 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
         return None
     if not supported(workload.epilogue):
         return None
-    plan = _Plan.of(workload, context)
+    plan = Plan.of(workload, context)
     names = (emit.physical_inputs(workload, context.lanes), plan.param_shapes())
     output = workload.output.physical(context.lanes)
-    func = emit.build_function("conv2d", *names, output, plan.emit)
+    func = emit.build_function("conv2d", *names, output, lambda *a: _write(plan, *a))
     g, tile = plan.geometry, plan.tile
     rule = "cpu.conv2d_1x1" if g.pointwise else "cpu.conv2d_direct"
     rule = rule if g.groups == 1 else "cpu.conv2d_grouped"
@@ -50,235 +46,243 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
     return Kernel(workload, func, rule, reason, plan.pack)
 
 
+def _write(plan: Plan, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
+    """The whole function: bordered copy if there is padding, then the tiles."""
+    g, context = plan.geometry, plan.context
+    epilogue = Epilogue(plan.workload, context.lanes, xs[1:], ps[1:], first_param=1)
+    assert count_params(plan.workload.epilogue) == len(ps) - 1
+    source = xs[0]
+    if any(g.padding):
+        lanes = None if plan.plain else context.lanes
+        source = copy_with_border(xs[0], g, g.read, lanes, context.threads)
+    with loop(g.batch) as n:
+        tiles_of = _Writer(plan, n, source, ps[0], y, epilogue)
+        for part in plan.block_segments():
+            tiles_of.part(part)
+
+
 @dataclass(frozen=True)
-class _Plan:
-    workload: Workload
-    context: Context
-    geometry: Geometry
-    reduction: Reduction
+class _Place:
+    """A tile's shape and its first block, row and column."""
+
     tile: tiles.Tile
+    block: Expr
+    row: Expr
+    col: Expr
 
-    @staticmethod
-    def of(workload: Workload, context: Context) -> _Plan:
-        g = Geometry.of(workload)
-        plain = workload.inputs[0].layout == PLAIN
-        reduction = Reduction(g, context.lanes, 1 if plain else STEP)
-        rows, cols = (
-            (1, g.out_height * g.out_width)
-            if g.pointwise and not plain
-            else (g.out_height, g.out_width)
-        )
-        blocks = emit.blocks(g.out_channels, context.lanes)
-        # LLVM unrolls the few taps of a plain row, and keeps the inputs that they share.
-        shared = plain and g.kernel[1] <= 3
-        registers = context.registers // 2 + 4 if shared else context.registers
-        tile = tiles.choose(rows, cols, 1 if g.groups > 1 else blocks, registers, one_row=rows == 1)
-        return _Plan(workload, context, g, reduction, tile)
 
-    @property
-    def flat(self) -> bool:
-        """The plane is handled as one row of pixels."""
-        return self.geometry.pointwise and self.workload.inputs[0].layout == PACKED
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the tiles of one image."""
 
-    @property
-    def out_blocks(self) -> int:
-        return emit.blocks(self.geometry.out_channels, self.context.lanes)
+    plan: Plan
+    n: Expr
+    source: Buffer
+    weight: Buffer
+    y: Buffer
+    epilogue: Epilogue
 
-    def plane_segments(self) -> tuple[tuple[tiles.Segment, tiles.Segment], ...]:
-        """Rows x columns of tiles that cover the output plane."""
-        g = self.geometry
-        rows, cols = (1, g.out_height * g.out_width) if self.flat else (g.out_height, g.out_width)
-        parts = (tiles.segments(rows, self.tile.rows), tiles.segments(cols, self.tile.cols))
-        return tuple(product(*parts))
-
-    @property
-    def streams(self) -> bool:
-        """Whether weights come from beyond the level-2 cache, and for few tiles of positions."""
-        tiles_of_positions = sum(r.count * c.count for r, c in self.plane_segments())
-        weight_bytes = 4 * int(np.prod(self.param_shapes()[0]))
-        return weight_bytes > self.context.l2_bytes and tiles_of_positions <= FEW
-
-    def order(self, part: tiles.Segment) -> Order:
-        """What is the outer loop, and what the threads share."""
-        g = self.geometry
-        planes = self.plane_segments()
-        return order.choose(
-            order.Work(
-                block_tiles=part.count,
-                row_tiles=max(r.count for r, _ in planes),
-                col_tiles=max(c.count for _, c in planes),
-                weight_bytes=4 * int(np.prod(self.param_shapes()[0])),
-                input_bytes=4 * g.channels * g.height * g.width,
-                grouped=g.groups > 1,
-            ),
-            self.context,
-        )
-
-    def block_segments(self) -> tuple[tiles.Segment, ...]:
-        return tiles.segments(self.out_blocks, self.tile.blocks)
-
-    def param_shapes(self) -> tuple[tuple[int, ...], ...]:
-        lanes = self.context.lanes
-        kh, kw = self.geometry.kernel
-        step = self.reduction.step
-        weight = (self.out_blocks, self.reduction.extent // step, kh, kw, step, lanes)
-        shapes: list[tuple[int, ...]] = [weight]
-        for spec in self.workload.params[1:]:
-            shapes.append((emit.blocks(int(np.prod(spec.shape)), lanes) * lanes,))
-        return tuple(shapes)
-
-    def pack(self, params: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Weights in the order in which the loops read them; per-channel vectors padded."""
-        g, lanes = self.geometry, self.context.lanes
-        kh, kw = g.kernel
-        dense = self._dense_weight(np.asarray(params[0], np.float32))
-        steps = self.reduction.extent // self.reduction.step
-        packed = dense.reshape(self.out_blocks, lanes, steps, self.reduction.step, kh, kw)
-        packed = packed.transpose(0, 2, 4, 5, 3, 1)
-        rest = tuple(pack_channels(p, lanes) for p in params[1:])
-        return (np.ascontiguousarray(packed), *rest)
-
-    def _dense_weight(self, weight: np.ndarray) -> np.ndarray:
-        """(O, I / groups, kh, kw) -> (padded O, extent, kh, kw), zero where unconnected."""
-        g, lanes = self.geometry, self.context.lanes
-        dense = np.zeros((self.out_blocks * lanes, self.reduction.extent, *g.kernel), np.float32)
-        if g.groups == 1:
-            dense[: g.out_channels, : g.channels] = weight
-            return dense
-        per_group = g.out_channels // g.groups
-        for o in range(g.out_channels):
-            offset = o // per_group * g.group_in - int(self.reduction.start(o // lanes))
-            dense[o, offset : offset + g.group_in] = weight[o]
-        return dense
-
-    def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
-        """The whole function: bordered copy if there is padding, then the tiles."""
-        g = self.geometry
-        epilogue = Epilogue(self.workload, self.context.lanes, xs[1:], ps[1:], first_param=1)
-        assert count_params(self.workload.epilogue) == len(ps) - 1
-        source = self._bordered(xs[0]) if any(g.padding) else xs[0]
-        with loop(g.batch) as n:
-            for part in self.block_segments():
-                self._part(n, part, source, ps[0], y, epilogue)
-
-    def _bordered(self, x: Buffer) -> Buffer:
-        plain = self.workload.inputs[0].layout == PLAIN
-        lanes, g = None if plain else self.context.lanes, self.geometry
-        return copy_with_border(x, g, g.read, lanes, self.context.threads)
-
-    def _part(
-        self,
-        n: Expr,
-        part: tiles.Segment,
-        source: Buffer,
-        weight: Buffer,
-        y: Buffer,
-        epilogue: Epilogue,
-    ) -> None:
+    def part(self, part: tiles.Segment) -> None:
         """All tiles of some blocks of output channels, in the order that moves the least memory."""
-        threads = self.context.threads
-        planes = self.plane_segments()
-        chosen = self.order(part)
-        for rows, cols in planes:
-            shape = tiles.Tile(rows.size, cols.size, part.size)
+        plan = self.plan
+        chosen = plan.order(part)
+        if chosen.axis == chosen.loops[0] == "block":
+            with emit.split_threads(part.count, plan.context.threads) as (first, count):
+                with loop(count) as i:
+                    self._blocks(part, first + i)
+            return
+        for rows, cols in plan.plane_segments():
+            counts = {"block": part.count, "row": rows.count, "col": cols.count}
             with ExitStack() as stack:
-                mine: dict[str, tuple[Expr, Expr]] = {
-                    "block": (0, part.count),
-                    "row": (0, rows.count),
-                    "col": (0, cols.count),
+                split = emit.split_threads(counts[chosen.axis], plan.context.threads)
+                ranges = {k: (0, count) for k, count in counts.items()}
+                ranges[chosen.axis] = stack.enter_context(split)
+                at = {
+                    k: ranges[k][0] + stack.enter_context(loop(ranges[k][1])) for k in chosen.loops
                 }
-                count = mine[chosen.axis][1]
-                mine[chosen.axis] = stack.enter_context(emit.split_threads(count, threads))
-                at = {k: mine[k][0] + stack.enter_context(loop(mine[k][1])) for k in chosen.loops}
-                block = part.start + at["block"] * part.size
-                row = rows.start + at["row"] * rows.size
-                col = cols.start + at["col"] * cols.size
-                self._tile(n, block, row, col, shape, source, weight, y, epilogue)
+                place = self._place(part, at["block"], rows, at["row"], cols, at["col"])
+                acc = self._accumulators(place.tile)
+                self._zero(acc, place.tile)
+                self._reduce(acc, place, 0, plan.steps, None)
+                self._store(acc, place)
 
-    def _tile(
+    def _blocks(self, part: tiles.Segment, index: Expr) -> None:
+        """All positions of one tile of blocks; the weights chunk by chunk."""
+        plan = self.plan
+        length = plan.chunk_steps(part)
+        chunks = emit.blocks(plan.steps, length)
+        if chunks == 1:
+            for place, number in self._places(part, index):
+                acc = self._accumulators(place.tile)
+                self._zero(acc, place.tile)
+                self._reduce(acc, place, 0, plan.steps, self._next(part, index, 0, 1, number))
+                self._store(acc, place)
+            return
+        for place, _ in self._places(part, index):
+            self._each(place, lambda *_: const(0.0), over=loop)
+        with loop(chunks) as chunk:
+            first = chunk * length
+            for place, number in self._places(part, index):
+                acc = self._accumulators(place.tile)
+                self._load(acc, place)
+                fetch = self._next(part, index, chunk, chunks, number)
+                self._reduce(acc, place, first, emit.tirx.min(length, plan.steps - first), fetch)
+                self._save(acc, place)
+        if plan.workload.epilogue:
+            for place, _ in self._places(part, index):
+                self._finish(place)
+
+    def _places(self, part: tiles.Segment, index: Expr) -> Iterator[tuple[_Place, Expr]]:
+        """Every tile of positions of one tile of blocks, with its number."""
+        done = 0
+        for rows, cols in self.plan.plane_segments():
+            with loop(rows.count) as row, loop(cols.count) as col:
+                place = self._place(part, index, rows, row, cols, col)
+                yield place, done + row * cols.count + col
+            done += rows.count * cols.count
+
+    def _place(
         self,
-        n: Expr,
+        part: tiles.Segment,
         block: Expr,
+        rows: tiles.Segment,
         row: Expr,
+        cols: tiles.Segment,
         col: Expr,
-        tile: tiles.Tile,
-        source: Buffer,
-        weight: Buffer,
-        y: Buffer,
-        epilogue: Epilogue,
-    ) -> None:
-        """Zero the accumulators, run the reduction, store."""
-        acc = T.alloc_buffer(
-            (tile.accumulators, self.context.lanes),
-            "float32",
-            scope="local",
-            annotations=emit.ON_STACK,
-        )
-        lanes, (kh, kw) = self.context.lanes, self.geometry.kernel
-        step, extent = self.reduction.step, self.reduction.extent
-        read = self._reader(n, source)
-        start = self.reduction.start(block)
+    ) -> _Place:
+        shape = tiles.Tile(rows.size, cols.size, part.size)
+        first = (s.start + i * s.size for s, i in ((part, block), (rows, row), (cols, col)))
+        return _Place(shape, *first)
+
+    def _next(
+        self, part: tiles.Segment, index: Expr, chunk: Expr, chunks: int, number: Expr
+    ) -> Fetch | None:
+        """Fetches the chunk after this one, a share in every tile of positions.
+
+        Without it the first tile of positions waits for the weights, and the others leave the
+        memory idle.
+        """
+        plan = self.plan
+        if not plan.few_positions:
+            return None
+        length = plan.chunk_steps(part)
+        step = plan.reduction.step  # lines that a step of the reduction reads
+        share = emit.blocks(step, plan.positions)
+        following = index * chunks + chunk + 1
+        block = part.start + following // chunks * part.size
+        first = following % chunks * length * plan.taps * step
+
+        def fetch(done: Expr) -> None:
+            for b in range(part.size):
+                for i in range(share):
+                    line = first + (number * length * plan.taps + done) * share + i
+                    element = line * plan.context.lanes
+                    emit.prefetch(self.weight, [block + b, 0, 0, 0, 0, element], FETCH_LEVEL)
+
+        return fetch
+
+    def _accumulators(self, tile: tiles.Tile) -> Buffer:
+        shape = (tile.accumulators, self.plan.context.lanes)
+        return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
+
+    def _zero(self, acc: Buffer, tile: tiles.Tile) -> None:
         with T.unroll(tile.accumulators) as i:
-            emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        streams = self.streams
-        with loop(extent // step) as k, loop(kh) as dy, loop(kw) as dx, unroll(step) as ci:
-            if streams:
+            emit.store_vector(acc, [i], self.plan.context.lanes, lambda _: const(0.0))
+
+    def _reduce(
+        self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Fetch | None
+    ) -> None:
+        """Add `count` steps of the reduction from `first` on."""
+        plan, tile = self.plan, place.tile
+        step, lanes = plan.reduction.step, plan.context.lanes
+        start = plan.reduction.start(place.block)
+        with ExitStack() as nest:
+            k = nest.enter_context(loop(count))
+            if fetch is not None:
+                for i in range(plan.taps):  # outside the loop over taps, or LLVM spills
+                    fetch(k * plan.taps + i)
+            dy, dx = self._taps(nest)
+            with unroll(step) as ci, unroll(tile.rows) as r, unroll(tile.cols) as c:
                 with unroll(tile.blocks) as b:
-                    emit.prefetch(weight, [block + b, k + emit.AHEAD, dy, dx, ci, 0])
-            with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
-                value = read(start + k * step, ci, row + r, col + c, dy, dx)
-                i = (r * tile.cols + c) * tile.blocks + b
-                with T.vectorized(lanes) as lane:
-                    term = value * weight[block + b, k, dy, dx, ci, lane]
-                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
-        self._store(n, block, row, col, tile, acc, y, epilogue)
+                    row, col = place.row + r, place.col + c
+                    value = self._read(start + (first + k) * step, ci, row, col, dy, dx)
+                    weight = [place.block + b, first + k, dy, dx, ci]
+                    i = (r * tile.cols + c) * tile.blocks + b
+                    with T.vectorized(lanes) as lane:
+                        term = value * self.weight[(*weight, lane)]
+                        T.buffer_store(acc, acc[i, lane] + term, [i, lane])
 
-    def _reader(self, n: Expr, source: Buffer) -> Callable[..., Expr]:
-        """Reads input channel `first + ci` at an output position and a tap."""
-        g, lanes = self.geometry, self.context.lanes
-        plain = self.workload.inputs[0].layout == PLAIN
+    def _taps(self, nest: ExitStack) -> tuple[Expr, Expr]:
+        """The loops over the taps: LLVM unrolls a row of few, which pays for plain inputs only.
 
-        def read(first: Expr, ci: int, row: Expr, col: Expr, dy: Expr, dx: Expr) -> Expr:
-            if self.flat:
-                return source[n, first // lanes, col // g.width, col % g.width, first % lanes + ci]
+        There taps share the inputs they read. Elsewhere it spills, and one flat loop is safe.
+        """
+        kh, kw = self.plan.geometry.kernel
+        if self.plan.plain:
+            return nest.enter_context(loop(kh)), nest.enter_context(loop(kw))
+        tap = nest.enter_context(loop(kh * kw))
+        return tap // kw, tap % kw
+
+    def _read(self, first: Expr, ci: Expr, row: Expr, col: Expr, dy: Expr, dx: Expr) -> Expr:
+        """Input channel `first + ci` at an output position and a tap."""
+        g, lanes = self.plan.geometry, self.plan.context.lanes
+        if self.plan.flat:
+            h, w = col // g.width, col % g.width
+        else:
             h = row * g.stride[0] + dy * g.dilation[0]
             w = col * g.stride[1] + dx * g.dilation[1]
-            if plain:
-                return source[n, first + ci, h, w]
-            return source[n, first // lanes, h, w, first % lanes + ci]
+        if self.plan.plain:
+            return self.source[self.n, first + ci, h, w]
+        return self.source[self.n, first // lanes, h, w, first % lanes + ci]
 
-        return read
-
-    def _store(
-        self,
-        n: Expr,
-        block: Expr,
-        row: Expr,
-        col: Expr,
-        tile: tiles.Tile,
-        acc: Buffer,
-        y: Buffer,
-        epilogue: Epilogue,
-    ) -> None:
-        g, lanes = self.geometry, self.context.lanes
-
-        def place(r: Expr, c: Expr) -> tuple[Expr, Expr]:
-            if self.flat:
-                return (col + c) // g.out_width, (col + c) % g.out_width
-            return row + r, col + c
-
-        later = epilogue.heavy
-        with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
-            h, w = place(r, c)
-            i = (r * tile.cols + c) * tile.blocks + b
-            with T.vectorized(lanes) as lane:
-                at = Position(n, block + b, h, w, lane)
-                value = acc[i, lane] if later else epilogue.apply(acc[i, lane], at)
-                T.buffer_store(y, value, [n, block + b, h, w, lane])
+    def _store(self, acc: Buffer, place: _Place) -> None:
+        """Store a tile with its epilogue: at once, or where that is long in a loop of its own."""
+        later = self.epilogue.heavy
         if later:
-            with loop(tile.blocks) as b, loop(tile.rows) as r, loop(tile.cols) as c:
-                h, w = place(r, c)
-                with T.vectorized(lanes) as lane:
-                    at = Position(n, block + b, h, w, lane)
-                    value = epilogue.apply(y[n, block + b, h, w, lane], at)
-                    T.buffer_store(y, value, [n, block + b, h, w, lane])
+            self._save(acc, place)
+            self._finish(place)
+            return
+        self._each(place, lambda i, at: self.epilogue.apply(acc[i, at.lane], at))
+
+    def _save(self, acc: Buffer, place: _Place) -> None:
+        self._each(place, lambda i, at: acc[i, at.lane])
+
+    def _finish(self, place: _Place) -> None:
+        """Run the epilogue on what was stored."""
+        y = self.y
+        self._each(
+            place,
+            lambda _, at: self.epilogue.apply(y[at.n, at.block, at.h, at.w, at.lane], at),
+            over=loop,
+        )
+
+    def _each(
+        self,
+        place: _Place,
+        value: Callable[[Expr, Position], Expr],
+        over: type[loop] = unroll,
+    ) -> None:
+        """Store `value(number, position)` in every vector of a tile."""
+        tile = place.tile
+        with over(tile.rows) as r, over(tile.cols) as c, over(tile.blocks) as b:
+            at = self._position(place, r, c, b)
+            with T.vectorized(self.plan.context.lanes) as lane:
+                i = (r * tile.cols + c) * tile.blocks + b
+                at = replace(at, lane=lane)
+                T.buffer_store(self.y, value(i, at), [at.n, at.block, at.h, at.w, lane])
+
+    def _load(self, acc: Buffer, place: _Place) -> None:
+        """What earlier chunks have stored."""
+        tile = place.tile
+        with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
+            at = self._position(place, r, c, b)
+            i = (r * tile.cols + c) * tile.blocks + b
+            with T.vectorized(self.plan.context.lanes) as lane:
+                T.buffer_store(acc, self.y[at.n, at.block, at.h, at.w, lane], [i, lane])
+
+    def _position(self, place: _Place, r: Expr, c: Expr, b: Expr) -> Position:
+        row, col = place.row + r, place.col + c
+        if self.plan.flat:
+            width = self.plan.geometry.out_width
+            row, col = col // width, col % width
+        return Position(self.n, place.block + b, row, col, 0)

@@ -104,13 +104,13 @@ def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
         yield first, (worker + 1) * extent // workers - first
 
 
-def prefetch(buffer: Buffer, index: list[Expr]) -> None:
-    """Bring the cache line of an element nearer; the element may lie past the buffer's end.
+def prefetch(buffer: Buffer, index: list[Expr], level: int) -> None:
+    """Bring the cache line of an element into a level of cache; it may lie past the buffer's end.
 
     For weights that stream from memory: hardware follows a stream only to the end of its page.
     """
     address = T.address_of(buffer[tuple(index)])
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, 0, 3, 1))
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, 0, 4 - level, 1))
 
 
 def balance(count: int, threads: int) -> float:

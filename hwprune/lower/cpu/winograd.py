@@ -224,7 +224,7 @@ class _Chunk:
             if streams:
                 later = stream + ((k + emit.AHEAD) * STEP + ci) * shape.blocks
                 with unroll(shape.blocks) as b:
-                    emit.prefetch(weight, [later + b, 0])
+                    emit.prefetch(weight, [later + b, 0], 1)
             with unroll(shape.cols) as c, unroll(shape.blocks) as b:
                 channel = k * STEP
                 value = scratch[self.worker, tap, channel // lanes, tile + c, channel % lanes + ci]

@@ -16,10 +16,10 @@ from hwprune.lower.cpu.geometry import Geometry
 SIZES = (2, 4)  # outputs of a tile along each axis
 CACHE_SHARE = 1.0  # of the level-2 cache that a chunk (and weights that stay there) may fill
 MEMORY_BYTES_PER_CYCLE = 5.0  # weights read from beyond this core's share of level 3
-DIRECT_BYTES_PER_CYCLE = 2.0  # by the direct convolution, which reads them faster than they come
+DIRECT_BYTES_PER_CYCLE = 6.0  # by a core of the direct convolution, which fetches them early
 L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in that share
 L3_SHARE = 8 << 20  # bytes
-SHARED_BYTES_PER_CYCLE = 0.4  # what another core has just written
+SHARED_BYTES_PER_CYCLE = 2.0  # what another core has just written
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
 EFFICIENCY = 0.75  # of the products, against the model of register tiles
@@ -53,7 +53,7 @@ def direct_cycles(g: Geometry, context: Context) -> float:
     blocks = emit.blocks(g.out_channels, context.lanes)
     products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
     weights = 4 * 9 * g.channels * blocks * context.lanes
-    return products / DIRECT_EFFICIENCY / context.threads + weights / DIRECT_BYTES_PER_CYCLE
+    return (products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE) / context.threads
 
 
 def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
@@ -92,7 +92,8 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
         return work / (context.threads * emit.balance(chunks, context.threads)) + read
     shares = emit.balance(math.ceil(out / tile.blocks), context.threads)
     others = 4 * count * taps * into * lanes * (context.threads - 1) / context.threads
-    return work / (context.threads * shares) + read + others / SHARED_BYTES_PER_CYCLE
+    cores = context.threads * shares
+    return (work + read) / cores + others / SHARED_BYTES_PER_CYCLE
 
 
 def apart(chunks: int, threads: int) -> bool:
