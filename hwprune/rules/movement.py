@@ -74,6 +74,14 @@ def reshape(tracer: Tracer, node: fx.Node) -> Factors:
     return tuple(reshape_factor(f, old, new) for f in tracer.of(x))
 
 
+@rule("reshape_as", "view_as")
+def reshape_as(tracer: Tracer, node: fx.Node) -> Factors:
+    """A reshape to the sizes of another tensor, which must shrink with the result."""
+    other, shape = node.args[1], shape_of(node)
+    moved: Factors = reshape(tracer, node)  # type: ignore[assignment]
+    return combine(tracer, node, [(moved, shape), (tracer.of(other), shape)], shape)
+
+
 @rule("squeeze", "unsqueeze")
 def insert_or_drop(tracer: Tracer, node: fx.Node) -> Factors:
     """Dimensions of length one come and go."""

@@ -29,7 +29,7 @@ from hwprune.rules.engine import (
     varying,
 )
 
-LARGEST = 2**22  # elements of an operand that a call is still run for
+LARGEST = 2**16  # elements of an operand that a call is still run for: it is run dozens of times
 _TOLERANCE = 1e-9  # relative, in float64
 _TRIALS = 2  # a nonlinearity may hide a change once
 
