@@ -48,6 +48,7 @@ def page(document: Document) -> str:
         _INTRODUCTION,
         f"Written by `python -m benchmarks.coverage --out benchmarks/results/coverage.json` on "
         f"{document['date'][:10]} with {known}.\n",
+        *([f"{document['note']}\n"] if "note" in document else []),
         *_section("", summary(rows, document["families"])),
         *_section("", not_run(rows)),
         *_section("What is not pruned whole", exceptions(rows)),
