@@ -6,7 +6,7 @@ both and writes the directory with its report. Every function here reads as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwprune.account import HELD_OUT, Facts, account
+from hwprune.account import Facts, account
 from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
@@ -30,7 +30,7 @@ from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.problem import Allocation
 from hwprune.progress import Clock, Progress, Silent
-from hwprune.recover import reconstruct
+from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
 from hwprune.rewrite import kept_indices, rewrite
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
-Recover = str | Callable[[Program], Program] | None
 
 
 def prune(
@@ -203,14 +202,6 @@ def profile(
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
 
 
-def check_recovery(how: Recover, images: bool) -> None:
-    """Raise HwpruneError if this recovery does not exist, or needs images and there are none."""
-    if how not in (None, "none", "auto", "reconstruct") and not callable(how):
-        raise HwpruneError(f"unknown recovery {how!r}", hint="auto, reconstruct or none")
-    if how == "reconstruct" and not images:
-        raise HwpruneError("recovery needs unlabelled inputs", hint="pass calibrate")
-
-
 def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
     if isinstance(model, Program):
         return model
@@ -262,44 +253,15 @@ def _finish(
         certificate = verify(program, coupling, outcome.plan, outcome.program, seed=seed)
         certificate.check()
     kept = kept_indices(coupling, outcome.plan, program)
-    recovered, repair = _recover(recover, prepared, outcome, kept, images, seed, clock)
+    recovered, layers = repair(recover, prepared, outcome, kept, images, seed, clock)
     facts = Facts(
-        prepared, scores, request.budgets, outcome, certificate, recovered, repair, images,
+        prepared, scores, request.budgets, outcome, certificate, recovered, layers, images,
         clock.seconds, request.source,
     )  # fmt: skip
     return PruneResult(
         recovered.module, outcome.plan, kept, account(facts), recovered, program, coupling,
         certificate, request.target, request.threads, outcome,
     )  # fmt: skip
-
-
-def _recover(
-    how: Recover,
-    prepared: Prepared,
-    outcome: Outcome,
-    kept: Mapping[str, Mapping[int, np.ndarray]],
-    images: Tensor | None,
-    seed: int,
-    clock: Clock,
-) -> tuple[Program, list[dict[str, Any]]]:
-    """The recovered program, and how well each layer was reconstructed."""
-    if callable(how):
-        with clock.stage("recover"):
-            return how(outcome.program), []
-    if how in (None, "none") or images is None:
-        return outcome.program, []
-    fitted = recover_part(images).split(16)
-    with clock.stage("recover") as advance:
-        repaired = reconstruct(
-            prepared.program, outcome.program, kept, fitted, seed=seed, progress=advance
-        )
-    rows = [{"layer": e.name, "before": e.before, "after": e.after} for e in repaired.layers]
-    return repaired.program, rows
-
-
-def recover_part(images: Tensor) -> Tensor:
-    """The images that recovery may see."""
-    return images[[i for i in range(len(images)) if i % HELD_OUT or len(images) < HELD_OUT]]
 
 
 def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:

@@ -12,15 +12,15 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import map_aggregate
+
+from hwprune.fakes import Fakes
 
 # Position of the `training` argument of the operators that behave differently in training.
 TRAINING_ARG: dict[str, int] = {
@@ -216,7 +216,7 @@ def propagate(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Nod
     Tensors are fake, one for all that look alike. Which dimensions were symbolic before stays
     known (`symbolic_dims`).
     """
-    fakes = _Fakes()
+    fakes = Fakes()
     values: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in module.graph.nodes:
@@ -239,68 +239,6 @@ def copy_graph(program: Program) -> fx.Graph:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own pytree records
         return copy.deepcopy(program.module.graph)
-
-
-class _Fakes:
-    """Fake tensors; a call that was made before on the same ones is not made again.
-
-    Networks repeat their blocks, and a call on fake tensors costs milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._known: dict[Any, Any] = {}
-
-    def like(self, value: Any) -> Any:
-        """The fake of a tensor; anything else as it is."""
-        if not isinstance(value, Tensor):
-            return value
-        key = (type(value), value.shape, value.stride(), value.dtype, value.device)
-        if (*key, value.requires_grad) not in self._known:
-            self._known[(*key, value.requires_grad)] = self._mode.from_tensor(value)
-        return self._known[(*key, value.requires_grad)]
-
-    def call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        """What a call yields on fake tensors."""
-        args = fx.map_arg(node.args, lambda n: values[n])
-        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
-        if node.target is torch.ops.aten.batch_norm.default:  # its decomposition is slow
-            return args[0]
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:  # may change the shape of what is shared
-            with self._mode, torch.no_grad():
-                args = map_aggregate(args, _copied)
-        try:
-            key = (node.target, _frozen(args), _frozen(kwargs))
-        except TypeError:
-            return self._run(node.target, args, kwargs)
-        if key not in self._known:
-            # The arguments are kept: a key holds their identities.
-            self._known[key] = (self._run(node.target, args, kwargs), args, kwargs)
-        return self._known[key][0]
-
-    def _run(self, target: Any, args: Any, kwargs: Any) -> Any:
-        with self._mode, torch.no_grad():
-            return target(*args, **kwargs)
-
-
-def _copied(value: Any) -> Any:
-    return torch.empty_like(value) if isinstance(value, Tensor) else value
-
-
-def _frozen(value: Any) -> Any:
-    """A hashable stand-in for an argument: tensors by identity. Raises TypeError for others."""
-    if isinstance(value, Tensor):
-        return id(value)
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(v) for v in value)
-    if isinstance(value, dict):
-        return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
-    if isinstance(value, int | float | bool | str | torch.dtype | torch.device | None):
-        return type(value), value
-    if isinstance(value, torch.layout | torch.memory_format):
-        return value
-    raise TypeError
 
 
 def _inline_numbers(graph: fx.Graph, values: dict[fx.Node, Any]) -> None:

@@ -1,0 +1,59 @@
+"""The recovery step of the flow: what repairs a pruned network without labels, and on what.
+
+In: the dense and the pruned program, and unlabelled images. Out: the repaired program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hwprune.account import HELD_OUT
+from hwprune.errors import HwpruneError
+from hwprune.latency import Outcome
+from hwprune.prepare import Prepared
+from hwprune.program import Program
+from hwprune.progress import Clock
+from hwprune.recover import reconstruct
+
+Recover = str | Callable[[Program], Program] | None
+
+
+def check_recovery(how: Recover, images: bool) -> None:
+    """Raise HwpruneError if this recovery does not exist, or needs images and there are none."""
+    if how not in (None, "none", "auto", "reconstruct") and not callable(how):
+        raise HwpruneError(f"unknown recovery {how!r}", hint="auto, reconstruct or none")
+    if how == "reconstruct" and not images:
+        raise HwpruneError("recovery needs unlabelled inputs", hint="pass calibrate")
+
+
+def repair(
+    how: Recover,
+    prepared: Prepared,
+    outcome: Outcome,
+    kept: Mapping[str, Mapping[int, np.ndarray]],
+    images: Tensor | None,
+    seed: int,
+    clock: Clock,
+) -> tuple[Program, list[dict[str, Any]]]:
+    """The recovered program, and how well each layer was reconstructed."""
+    if callable(how):
+        with clock.stage("recover"):
+            return how(outcome.program), []
+    if how in (None, "none") or images is None:
+        return outcome.program, []
+    fitted = recover_part(images).split(16)
+    with clock.stage("recover") as advance:
+        repaired = reconstruct(
+            prepared.program, outcome.program, kept, fitted, seed=seed, progress=advance
+        )
+    rows = [{"layer": e.name, "before": e.before, "after": e.after} for e in repaired.layers]
+    return repaired.program, rows
+
+
+def recover_part(images: Tensor) -> Tensor:
+    """The images that recovery may see."""
+    return images[[i for i in range(len(images)) if i % HELD_OUT or len(images) < HELD_OUT]]
