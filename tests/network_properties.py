@@ -57,7 +57,8 @@ def random_plan(program: Program, coupling: Coupling, random_: random.Random) ->
     kept = {}
     for group in coupling.groups:
         share = random_.choice((0.0, 0.3, 0.5, 0.7, 0.9))
-        count = max(1, round(group.width * share))
+        least = 2 if group.through_norm_statistics else 1  # of one channel nothing is left
+        count = min(max(least, round(group.width * share)), group.width)
         kept[group.name] = tuple(sorted(random_.sample(range(group.width), count)))
     return Plan(fingerprint(program), kept)
 

@@ -84,10 +84,12 @@ class Tracer:
     def parameter(self, node: fx.Node) -> Factors:
         """The factors of a parameter or buffer: labels of its own on every axis.
 
-        Whole numbers are positions or indices, not channels.
+        Buffers of whole numbers hold positions or indices, not channels.
         """
         tensor = get_tensor(self.module, str(node.target))
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype in _INTEGERS:
+        if not isinstance(tensor, torch.Tensor):
+            return ()
+        if tensor.dtype in _INTEGERS and not isinstance(tensor, torch.nn.Parameter):
             return ()
         if id(tensor) not in self.parameters:
             axes = tuple(self.fresh(size) if size > 1 else None for size in tensor.shape)
