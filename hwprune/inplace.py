@@ -79,11 +79,9 @@ def _check_same(model: nn.Module, dense: Program) -> None:
 
 def _change(model: nn.Module, dense: Program, smaller: Program) -> Change:
     """All that has to change, by name."""
-    source, named = _named(smaller.module), _named(model)
-    known = {id(tensor): source[name] for name, tensor in named.items() if name in source}
-    tensors = {n: known[id(t)] for n, t in named.items() if id(t) in known}
+    tensors = _matching(model, smaller.module)
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for name, tensor in named.items():
+    for name, tensor in _named(model).items():
         owner, _, leaf = name.rpartition(".")
         shapes[owner][leaf] = tuple(tensors.get(name, tensor).shape)
     calls = module_calls(dense, smaller)
@@ -147,9 +145,9 @@ def _check(trial: nn.Module, dense: Program, smaller: Program) -> None:
         raise _refusal(reason, _baked(dense, smaller))
 
 
-def _matching(trial: nn.Module, source: nn.Module) -> dict[str, Tensor]:
-    """The source's tensors under the names that the trial has for them."""
-    held, named = _named(source), _named(trial)
+def _matching(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
+    """The source's tensors under the names that the model has for them."""
+    held, named = _named(source), _named(model)
     known = {id(tensor): held[name] for name, tensor in named.items() if name in held}
     return {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
 

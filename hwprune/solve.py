@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from hwprune.rules.components import components
 from hwprune.rules.engine import Choice, Edges, Freeze, Tracer, varying
 
 
@@ -50,14 +49,11 @@ def joint_factors(tracer: Tracer) -> list[np.ndarray]:
 
 def partition(count: int, edges: Sequence[Edges], frozen: Sequence[np.ndarray]) -> Units:
     """The connected components of labels under unions."""
-    left = np.concatenate([a for a, _ in edges]) if edges else np.zeros(0, np.int64)
-    right = np.concatenate([b for _, b in edges]) if edges else np.zeros(0, np.int64)
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    total, component = connected_components(graph, directed=False)
-    stays = np.zeros(total, dtype=bool)
+    component = components(count, edges)
+    stays = np.zeros(component.max(initial=-1) + 1, dtype=bool)
     for labels in frozen:
         stays[component[labels]] = True
-    return Units(component.astype(np.int64), stays)
+    return Units(component, stays)
 
 
 def dense_boxes(tracer: Tracer, edges: list[Edges], frozen: list[np.ndarray]) -> Units:
@@ -87,14 +83,10 @@ def _choice(found: np.ndarray, dim: int) -> int:
     lines = np.moveaxis(found, dim, 0).reshape(found.shape[dim], -1)
     names, inverse = np.unique(lines, return_inverse=True)
     inverse = inverse.reshape(lines.shape)
-    size = len(lines) + len(names)
     rows = np.broadcast_to(np.arange(len(lines))[:, None], lines.shape).ravel()
-    graph = coo_matrix(
-        (np.ones(rows.size, np.int8), (rows, len(lines) + inverse.ravel())), shape=(size, size)
-    )
-    total, component = connected_components(graph, directed=False)
+    component = components(len(lines) + len(names), [(rows, len(lines) + inverse.ravel())])
     stuck = component[len(lines) + np.flatnonzero(names < 0)]
-    return int(total - len(np.unique(stuck)))
+    return int(component.max() + 1 - len(np.unique(stuck)))
 
 
 def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:

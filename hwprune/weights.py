@@ -94,7 +94,7 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not an nn.Module", where="model_factory")
     dense = capture(model, tuple(_example(*given) for given in weights.inputs))
-    coupling = couple(dense)
+    coupling = couple(dense, attention=plan.attention)
     plan.check(coupling, fingerprint(dense), str(folder / PLAN))
     smaller = rewrite(dense, coupling, plan)
     _fill(smaller, weights, folder / WEIGHTS)

@@ -25,8 +25,9 @@ from hwprune.program import propagate
 from hwprune.reference import renormalise
 from hwprune.rewrite import slice_parameters
 from hwprune.rules import Tracer
+from hwprune.rules.components import components
 from hwprune.rules.engine import UnsupportedForm, varying
-from hwprune.rules.probe import arrivals, components, probe, random_call
+from hwprune.rules.probe import arrivals, probe, random_call
 from hwprune.rules.resize import Resizing, resize
 
 

@@ -29,6 +29,20 @@ class Tied(nn.Module):
         return self.head(self.b(self.a(self.table(words)).relu()).mean(1))
 
 
+class Attention(nn.Module):
+    """Two heads whose Python keeps no size of a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 64) for _ in range(3))
+        self.out = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [f(x).unflatten(-1, (2, -1)).transpose(1, 2) for f in self.layers]
+        y = nn.functional.scaled_dot_product_attention(*parts, scale=0.5)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A result, and the directory that it was written to."""
@@ -64,6 +78,17 @@ def test_tied_parameters_and_integer_inputs(tmp_path):
     model = hwprune.load_pruned(Tied, tmp_path / "out")
     assert model.a.weight is model.b.weight
     assert torch.allclose(model(words), result.module(words), rtol=1e-5, atol=1e-6)
+
+
+def test_a_plan_brings_its_units_of_attentions(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6)
+    result = hwprune.prune(Attention(), (x,), params="60%", attention="head_dim")
+    assert result.plan.attention == "head_dim"
+    assert result.module.get_parameter("out.weight").shape[1] < 64
+    save_pruned(result, tmp_path / "out")
+    model = hwprune.load_pruned(Attention, tmp_path / "out")
+    assert torch.allclose(model(x), result.module(x), rtol=1e-5, atol=1e-6)
 
 
 def test_another_model_and_broken_files_are_refused(saved, tmp_path):

@@ -2,7 +2,8 @@
 
 The only place to edit to support an operator: a label rule in `elementwise`, `movement`,
 `arrangement`, `contraction`, `product`, `attention` or `reduction`, and where the operator holds
-sizes, a resizer in `resize`. An operator without a rule freezes what it touches.
+sizes, a resizer in `resize`. An operator without a rule is probed with random values, and freezes
+what it touches where channels cannot be followed.
 """
 
 from hwprune.rules import (

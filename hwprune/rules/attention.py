@@ -15,8 +15,8 @@ from hwprune.rules.product import Operand, batch_letters, contract, operand, tai
 @rule("scaled_dot_product_attention")
 def attention(tracer: Tracer, node: fx.Node) -> Factors:
     """`softmax(q k^T scale + mask) v`: q (..., t, d), k (..., s, d), v (..., s, v)."""
-    q, k, v, mask = (argument(node, i, n) for i, n in enumerate(("query", "key", "value", "mask")))
-    mask = mask if mask is not None else node.kwargs.get("attn_mask")
+    names = ("query", "key", "value", "attn_mask")
+    q, k, v, mask = (argument(node, i, name) for i, name in enumerate(names))
     ndims = [len(shape_of(x)) for x in (q, k, v)]
     batch = batch_letters(*ndims)
     queries, keys, values = (

@@ -21,9 +21,8 @@ from hwprune.rules.engine import (
     rule,
     shape_of,
 )
-from hwprune.rules.product import products
+from hwprune.rules.product import NO_CHANNELS, products
 
-_NO_CHANNELS = "reads channels that cannot be removed"
 _MOVES = frozenset(
     [
         "view",
@@ -80,7 +79,7 @@ def _link(
 ) -> Factors:
     """Unite a contracted dimension with the weight's axis; what is left of x's factors."""
     factors = tracer.of(x)
-    tracer.unite_axes(tracer.vector(factors, dim), weight_axis, node, _NO_CHANNELS)
+    tracer.unite_axes(tracer.vector(factors, dim), weight_axis, node, NO_CHANNELS)
     return tuple(f for f in factors if f.shape[dim] == 1)
 
 
@@ -92,7 +91,7 @@ def _emit(
     if isinstance(bias, fx.Node):
         b = tracer.of(bias)
         last = len(shape_of(bias)) - 1
-        tracer.unite_axes(tracer.vector(b, last), axis, node, _NO_CHANNELS)
+        tracer.unite_axes(tracer.vector(b, last), axis, node, NO_CHANNELS)
         for factor in b:
             if factor.shape[last] == 1:
                 tracer.freeze(factor, node, "meets a dimension whose size is fixed")
@@ -177,7 +176,7 @@ def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Fa
     bias = argument(node, 2, "bias")
     if groups == 1:
         into, out = (0, 1) if transposed else (1, 0)
-        tracer.unite_axes(data, tracer.vector(w, into), node, _NO_CHANNELS)
+        tracer.unite_axes(data, tracer.vector(w, into), node, NO_CHANNELS)
         return _emit(tracer, node, (), tracer.vector(w, out), channel, bias)
     first, second = tracer.vector(w, 0), tracer.vector(w, 1)
     if transposed:
@@ -213,7 +212,7 @@ def _grouped(
     offsets: list[Edges] = [_same_offset(output, groups)]
     stay: Sequence[np.ndarray] = [within] if within is not None else []
     if data is None:
-        tracer.freeze(within, node, _NO_CHANNELS)
+        tracer.freeze(within, node, NO_CHANNELS)
         stay = [*stay, output]
     else:
         table = data.reshape(groups, -1)
@@ -225,7 +224,7 @@ def _grouped(
             offsets = wholes  # one input channel a group: both ways are the same
     whole_only = np.concatenate(stay) if stay else np.zeros(0, np.int64)
     per_group = 0 if offsets is wholes else len(output) // groups
-    reason = _NO_CHANNELS if data is None else ""
+    reason = NO_CHANNELS if data is None else ""
     tracer.choices.append(
         Choice(node, tuple(wholes), tuple(offsets), output, per_group, whole_only, reason)
     )

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from hwprune.rules.components import components
 from hwprune.rules.engine import Edges, Tracer
 
 
@@ -41,8 +40,5 @@ def merging(tracer: Tracer) -> Tracer | None:
 
 def _first_labels(count: int, edges: Sequence[Edges]) -> np.ndarray:
     """The first label of the connected component of every label: (count,) int64."""
-    left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(components(count, edges), return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)], np.int64)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
 from hwprune.program import get_tensor, tensor_value
+from hwprune.rules.components import components
 from hwprune.rules.engine import (
-    Edges,
     Factors,
     Tracer,
     UnsupportedForm,
@@ -153,15 +151,6 @@ def changes(
         if after.shape != before.shape:
             raise UnsupportedForm("the result's shape depends on the values")
         found |= ~_same(before, after)
-    return found
-
-
-def components(count: int, edges: Sequence[Edges]) -> np.ndarray:
-    """The component of every label under unions."""
-    left = np.concatenate([np.zeros(0, np.int64), *(a for a, _ in edges)])
-    right = np.concatenate([np.zeros(0, np.int64), *(b for _, b in edges)])
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
 
 

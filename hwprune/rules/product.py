@@ -28,7 +28,7 @@ from hwprune.rules.engine import (
     varying,
 )
 
-_NO_CHANNELS = "reads channels that cannot be removed"
+NO_CHANNELS = "reads channels that cannot be removed"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _sum(
         for found in labels:
             tracer.freeze(found, node, "a silenced channel may be nonzero in this product")
     else:
-        tracer.unite_axes(labels[0], labels[1], node, _NO_CHANNELS)
+        tracer.unite_axes(labels[0], labels[1], node, NO_CHANNELS)
     left = [
         x.without(tuple(f for f in x.factors if f.shape[x.letters.index(letter)] == 1))
         for x in operands

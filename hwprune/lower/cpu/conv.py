@@ -101,10 +101,7 @@ class _Writer:
                     k: ranges[k][0] + stack.enter_context(loop(ranges[k][1])) for k in chosen.loops
                 }
                 place = self._place(part, at["block"], rows, at["row"], cols, at["col"])
-                acc = self._accumulators(place.tile)
-                self._zero(acc, place.tile)
-                self._reduce(acc, place, 0, plan.steps, None)
-                self._store(acc, place)
+                self._tile(place, None)
 
     def _blocks(self, part: tiles.Segment, index: Expr) -> None:
         """All positions of one tile of blocks; the weights chunk by chunk."""
@@ -113,10 +110,7 @@ class _Writer:
         chunks = emit.blocks(plan.steps, length)
         if chunks == 1:
             for place, number in self._places(part, index):
-                acc = self._accumulators(place.tile)
-                self._zero(acc, place.tile)
-                self._reduce(acc, place, 0, plan.steps, self._next(part, index, 0, 1, number))
-                self._store(acc, place)
+                self._tile(place, self._next(part, index, 0, 1, number))
             return
         for place, _ in self._places(part, index):
             self._each(place, lambda *_: const(0.0), over=loop)
@@ -131,6 +125,14 @@ class _Writer:
         if plan.workload.epilogue:
             for place, _ in self._places(part, index):
                 self._finish(place)
+
+    def _tile(self, place: _Place, fetch: Fetch | None) -> None:
+        """A tile from its first sum to its last, with the epilogue."""
+        acc = self._accumulators(place.tile)
+        with T.unroll(place.tile.accumulators) as i:
+            emit.store_vector(acc, [i], self.plan.context.lanes, lambda _: const(0.0))
+        self._reduce(acc, place, 0, self.plan.steps, fetch)
+        self._store(acc, place)
 
     def _places(self, part: tiles.Segment, index: Expr) -> Iterator[tuple[_Place, Expr]]:
         """Every tile of positions of one tile of blocks, with its number."""
@@ -185,10 +187,6 @@ class _Writer:
         shape = (tile.accumulators, self.plan.context.lanes)
         return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
 
-    def _zero(self, acc: Buffer, tile: tiles.Tile) -> None:
-        with T.unroll(tile.accumulators) as i:
-            emit.store_vector(acc, [i], self.plan.context.lanes, lambda _: const(0.0))
-
     def _reduce(
         self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Fetch | None
     ) -> None:
@@ -237,8 +235,7 @@ class _Writer:
 
     def _store(self, acc: Buffer, place: _Place) -> None:
         """Store a tile with its epilogue: at once, or where that is long in a loop of its own."""
-        later = self.epilogue.heavy
-        if later:
+        if self.epilogue.heavy:
             self._save(acc, place)
             self._finish(place)
             return
