@@ -3,15 +3,19 @@
     python -m benchmarks.roofline [--quick] [--out FILE] [--model NAME] [--threads N]
 
 Every network runs in a process of its own, which first measures the machine's peaks (see
-`benchmarks.peaks`), then times every kernel in its place in the network. Operations are those of
-the direct algorithm (2 a multiply-add); bytes are inputs, parameters and output, each once, against
-the bandwidth of the nearest level that holds all of them. A kernel's roof is the lower of the two.
+`benchmarks.peaks`), then times every kernel in its place in the network, with a burst of
+multiply-adds at the peak before each. Operations are those of the direct algorithm (2 a
+multiply-add), against the peak beside the same launch: cores that are shared are at times half as
+fast. Bytes are inputs, parameters and output, each once, against the bandwidth of the nearest level
+that holds all of them. A kernel's roof is the lower of the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from benchmarks import common
 from benchmarks.child import call
@@ -30,7 +34,7 @@ def profile(model: str, threads: int, repeats: int) -> dict[str, Any]:
     """The peaks and a row for every kernel; to be called in a process of its own."""
     import torch
 
-    from benchmarks.peaks import measure_peaks
+    from benchmarks.peaks import Burst, measure_peaks
     from examples.models import build, example_input
     from hwprune.capture import capture, specialize
     from hwprune.lower import lower
@@ -40,18 +44,22 @@ def profile(model: str, threads: int, repeats: int) -> dict[str, Any]:
     target, x = load_target("host"), example_input(model)
     peaks = measure_peaks(target, threads)
     lowered = lower(specialize(capture(build(model), (x,), name=model)), target, threads)
-    times = lowered.profile([x.numpy()], repeats)
+    burst, seconds = Burst(target, threads), list[float]()
+    us = lowered.launches_us([x.numpy()], repeats, before=lambda: seconds.append(burst()))
+    beside = burst.operations / np.asarray(seconds[-us.size :]).reshape(us.shape)
+    times, totals = np.median(us, axis=0), np.median(us * beside, axis=0)
     rows = [
-        _row(c, lowered.rules[c.name][0], times[c.name], peaks, target.lanes) for c in lowered.calls
+        _row(call, lowered.rules[call.name][0], *measured, peaks, target.lanes)
+        for call, *measured in zip(lowered.calls, times.tolist(), totals.tolist(), strict=True)
     ]
-    total = sum(times.values())
     shared = {"model": model, "threads": threads}
-    rows = [shared | row | {"share": round(row["us"] / total, 5)} for row in rows]
-    return {"peaks": shared | peaks.to_json(), "rows": rows}
+    rows = [shared | row | {"share": round(row["us"] / times.sum(), 5)} for row in rows]
+    facts = shared | peaks.to_json() | {"median_flops_per_s": float(np.median(beside))}
+    return {"peaks": facts, "rows": rows}
 
 
-def _row(launch: Any, rule: str, us: float, peaks: Any, lanes: int) -> Row:
-    """What a kernel reached, and what the machine could."""
+def _row(launch: Any, rule: str, us: float, possible: float, peaks: Any, lanes: int) -> Row:
+    """What a kernel reached, and what the machine could: `possible` / 1e6 at its peak."""
     from math import prod
 
     from hwprune.macs import macs
@@ -60,8 +68,7 @@ def _row(launch: Any, rule: str, us: float, peaks: Any, lanes: int) -> Row:
     specs = (*workload.inputs, *workload.params, workload.output)
     size = sum(4 * prod(spec.physical(lanes)) for spec in specs)
     level, operations = peaks.level(size), 2 * macs(workload)
-    bandwidth = peaks.bytes_per_s[level]
-    least_s = max(operations / peaks.flops_per_s, size / bandwidth)
+    of_flops, of_bytes = operations / possible * 1e6, size / us * 1e6 / peaks.bytes_per_s[level]
     return {
         "kernel": launch.name,
         "rule": rule,
@@ -71,9 +78,9 @@ def _row(launch: Any, rule: str, us: float, peaks: Any, lanes: int) -> Row:
         "gflops": round(operations / us / 1e3, 2),
         "gbytes_per_s": round(size / us / 1e3, 2),
         "level": level,
-        "of_flops": round(operations / us * 1e6 / peaks.flops_per_s, 4),
-        "of_bytes": round(size / us * 1e6 / bandwidth, 4),
-        "of_roof": round(least_s * 1e6 / us, 4),
+        "of_flops": round(of_flops, 4),
+        "of_bytes": round(of_bytes, 4),
+        "of_roof": round(max(of_flops, of_bytes), 4),
     }
 
 
@@ -135,7 +142,8 @@ def show(found: dict[str, Any]) -> None:
     peaks, rows = found["peaks"], found["rows"]
     title = f"{peaks['model']}, {peaks['threads']} threads"
     rates = ", ".join(f"{k} {v / 1e9:.0f} GB/s" for k, v in peaks["bytes_per_s"].items())
-    text = f"{title}: measured peaks {peaks['flops_per_s'] / 1e9:.0f} GFLOP/s, {rates}"
+    text = f"{title}: measured peaks {peaks['flops_per_s'] / 1e9:.0f} GFLOP/s "
+    text += f"(median beside the kernels {peaks['median_flops_per_s'] / 1e9:.0f}), {rates}"
     common.console.print(text, markup=False)
     heads = ("us", "share", "GFLOP/s", "% of peak", "GB/s", "% of level", "% of roof")
     named = ("rule", "kind", "kernels")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,20 @@ class Lowered:
 
     def profile(self, inputs: Sequence[np.ndarray], repeats: int = 20) -> dict[str, float]:
         """Median microseconds of every call in its place in the network, by call name."""
+        median = np.median(self.launches_us(inputs, repeats), axis=0)
+        return {c.name: float(us) for c, us in zip(self.calls, median, strict=True)}
+
+    def launches_us(
+        self,
+        inputs: Sequence[np.ndarray],
+        repeats: int,
+        *,
+        before: Callable[[], object] | None = None,
+    ) -> np.ndarray:
+        """Microseconds (repeats, calls) of every launch; `before` runs, untimed, before each."""
         machine, tensors = self._vm(), self._tensors(inputs)
         set_threads(self.threads)
-        recorder = _Recorder(frozenset(self._symbols.values()))
+        recorder = _Recorder(frozenset(self._symbols.values()), before)
         machine.set_instrument(recorder.instrument)
         rows = []
         for _ in range(repeats + 2):
@@ -94,8 +105,7 @@ class Lowered:
             ]:
                 raise LoweringError("the compiled network does not launch its kernels in order")
             rows.append([us for _, us in recorder.times])
-        median = np.median(np.asarray(rows[2:]), axis=0)
-        return {c.name: float(us) for c, us in zip(self.calls, median, strict=True)}
+        return np.asarray(rows[2:])
 
     def _vm(self) -> Any:
         if self._machine is None:
@@ -112,8 +122,8 @@ class Lowered:
 class _Recorder:
     """Times kernel launches through the VM's instrument hook."""
 
-    def __init__(self, symbols: frozenset[str]) -> None:
-        self.symbols = symbols
+    def __init__(self, symbols: frozenset[str], before: Callable[[], object] | None) -> None:
+        self.symbols, self.before = symbols, before
         self.times: list[tuple[str, float]] = []
         self.start = 0
 
@@ -124,6 +134,8 @@ class _Recorder:
             if not before:
                 self.times.append((symbol, (now - self.start) / 1000))
             else:
+                if self.before is not None:
+                    self.before()
                 self.start = time.perf_counter_ns()
         return 0
 
