@@ -108,11 +108,13 @@ def _add_latency(report: dict[str, Any], timing: Timing, outcome: Outcome) -> No
         "latency_us": pair.dense_us,
         "predicted_us": timing.dense_predicted_us,
         "latency_source": "device",
+        "activation_bytes": timing.dense.lowered.arena.size_bytes,
     }
     report["pruned"] |= {
         "latency_us": pair.pruned_us,
         "predicted_us": timing.pruned_predicted_us,
         "latency_source": "device",
+        "activation_bytes": timing.pruned.lowered.arena.size_bytes,
     }
     report["ratio"] = pair.ratio
     share = timing.pruned_predicted_us / timing.dense_predicted_us

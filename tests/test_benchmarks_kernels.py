@@ -127,7 +127,7 @@ def test_a_row_is_an_account_of_a_kernel() -> None:
     workload = conv(16, 16, (4, 4))
     launch = type("Call", (), {"name": "c", "workload": workload})
     machine = peaks.Peaks(1, 1e11, {"L2": 1e11, "memory": 1e10}, {"L2": 1 << 20})
-    found = roofline._row(launch, "cpu.conv", 2.0, machine, 16)
+    found = roofline._row(launch, "cpu.conv", 2.0, 2.0 * 1e11, machine, 16)
     operations, size = 2 * 16 * 16 * 9 * 16, 4 * (2 * 16 * 16 + 16 * 16 * 9)
     assert found["gflops"] == pytest.approx(operations / 2e3, abs=0.01)
     assert found["of_flops"] == pytest.approx(operations / 2e-6 / 1e11, abs=1e-4)

@@ -61,7 +61,6 @@ TARGETS = {"x86-64-v3": ("ymm", 0), "x86-64-v4": ("zmm", 1)}
 # What is known to spill, and why. Strict: an entry must go when its kernel no longer does.
 SPILLS = {
     "x86-64-v3": {
-        "first-7x7": "LLVM unrolls the taps of a row and keeps the inputs that they share",
         "grouped": "LLVM loads four weights ahead",
         "grouped-1x1": "twelve accumulators, and LLVM loads four weights ahead",
     },
@@ -131,8 +130,9 @@ def test_sums_stay_in_registers(case: str, threads: int) -> None:
 
 @pytest.mark.parametrize("case", ["3x3@56", "3x3@28"])
 def test_the_products_of_winograd_do_not_spill(case: str) -> None:
-    loop = hot_loop(assembly_of(CASES[case][0], load_target("x86-64-v4")))
-    assert len(loop.multiply_adds) >= CASES[case][1][1]
+    loops = innermost_loops(assembly_of(CASES[case][0], load_target("x86-64-v4")))
+    loop = max(loops, key=lambda loop: len(loop.multiply_adds) / len(loop.lines))
+    assert len(loop.multiply_adds) >= 48  # not a transform: most of it multiplies and adds
     assert all("zmm" in line for line in loop.multiply_adds)
     assert loop.spills == []
 

@@ -43,7 +43,8 @@ def fallback_kernel(workload: Workload, lanes: int, threads: int) -> Kernel:
     def pack(params: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return (*(np.asarray(p, order="C") for p in params), *constants)
 
-    return Kernel(workload, function, "fallback", f"no schedule rule for {name}", pack)
+    reason = f"no schedule rule for {name}"
+    return Kernel(workload, function, "fallback", reason, pack, placeable=False)
 
 
 def _operator(workload: Workload) -> str:

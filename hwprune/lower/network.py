@@ -12,6 +12,7 @@ import numpy as np
 
 from hwprune.capture import Program
 from hwprune.errors import LoweringError
+from hwprune.lower.arena import Arena, plan_arena
 from hwprune.lower.fold import fold_batch_norm
 from hwprune.lower.fuse import fuse_graph
 from hwprune.lower.kernels import kernel_for, tvm_target
@@ -26,7 +27,8 @@ class Lowered:
     """A compiled network.
 
     `calls` are its kernel launches in order, `rules` says for each (by call name) which schedule
-    rule took it and why. `executable` is TVM's; its function `main` takes and returns tensors.
+    rule took it and why, `arena` where the values between them lie. `executable` is TVM's; its
+    function `main` takes and returns tensors.
     What runs it raises TargetError where it is for a target that this machine is not.
     """
 
@@ -35,11 +37,12 @@ class Lowered:
         executable: Any,
         calls: tuple[Call, ...],
         kernels: Mapping[Workload, Kernel],
+        arena: Arena,
         target: Target,
         threads: int,
     ) -> None:
         self.executable, self.calls = executable, calls
-        self.target, self.threads = target, threads
+        self.arena, self.target, self.threads = arena, target, threads
         self.rules: dict[str, tuple[str, str]] = {
             c.name: (kernels[c.workload].rule, kernels[c.workload].reason) for c in calls
         }
@@ -156,12 +159,13 @@ def lower(program: Program, target: Target, threads: int) -> Lowered:
     for call in fused.calls:
         if call.workload not in kernels:
             kernels[call.workload] = _kernel(call, folded, target, threads)
-    module = relax_module(fused, folded.module, kernels, target.lanes)
+    arena = plan_arena(fused, kernels, target.lanes)
+    module = relax_module(fused, folded.module, kernels, arena, target.lanes)
     try:
         executable = compile_module(module, tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the network: {error}") from error
-    return Lowered(executable, fused.calls, kernels, target, threads)
+    return Lowered(executable, fused.calls, kernels, arena, target, threads)
 
 
 def _kernel(call: Call, program: Program, target: Target, threads: int) -> Kernel:

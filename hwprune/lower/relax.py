@@ -1,7 +1,7 @@
 """Join kernels to one executable: `Fused` calls + kernels -> a Relax module for TVM's VM.
 
 The main function is a straight list of kernel launches. Weights are packed here, once, and
-stored as constants; identical workloads share one function; Relax plans the memory.
+stored as constants; identical workloads share one function; values lie in one arena.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from hwprune.lower.arena import Arena
 from hwprune.lower.functional import get_tensor
 from hwprune.lower.fuse import Fused
 from hwprune.lower.reference import pack as pack_layout
@@ -20,10 +21,14 @@ from hwprune.tvm_runtime import compiling, load_tvm
 
 
 def relax_module(
-    fused: Fused, module: fx.GraphModule, kernels: Mapping[Workload, Kernel], lanes: int
+    fused: Fused,
+    module: fx.GraphModule,
+    kernels: Mapping[Workload, Kernel],
+    arena: Arena,
+    lanes: int,
 ) -> Any:
     """An IRModule with `main(inputs) -> tensor or tuple of tensors` and one PrimFunc a workload."""
-    return _Writer(fused, module, kernels, lanes).write()
+    return _Writer(fused, module, kernels, arena, lanes).write()
 
 
 def function_names(workloads: Sequence[Workload]) -> dict[Workload, str]:
@@ -41,9 +46,11 @@ class _Writer:
         fused: Fused,
         module: fx.GraphModule,
         kernels: Mapping[Workload, Kernel],
+        arena: Arena,
         lanes: int,
     ) -> None:
         self.fused, self.module, self.kernels, self.lanes = fused, module, kernels, lanes
+        self.arena, self.storage = arena, None
         self.relax = load_tvm().relax
         self.values: dict[str, Any] = {}
         self.constants: dict[Any, Any] = {}
@@ -59,13 +66,12 @@ class _Writer:
         }
         params = [self._input(name) for name in self.fused.inputs]
         with bb.function("main", params):
-            with bb.dataflow():
-                for call in self.fused.calls:
-                    self.values[call.output] = bb.emit(self._launch(bb, call, functions))
-                results = [self._read(bb, name) for name in self.fused.outputs]
-                result = results[0] if len(results) == 1 else relax.Tuple(results)
-                result = bb.emit_output(result)
-            bb.emit_func_output(result)
+            size = self.relax.ShapeExpr([max(self.arena.size_bytes, 1)])
+            self.storage = bb.emit(relax.op.memory.alloc_storage(size, 0, "global", "uint8"))
+            for call in self.fused.calls:
+                self._launch(bb, call, functions)
+            results = [self._read(bb, name) for name in self.fused.outputs]
+            bb.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
         return bb.get()
 
     def _input(self, name: str) -> Any:
@@ -78,12 +84,21 @@ class _Writer:
     def _type(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self.relax.TensorType(shape, dtype)
 
-    def _launch(self, bb: Any, call: Call, functions: Mapping[Workload, Any]) -> Any:
-        workload = call.workload
+    def _launch(self, bb: Any, call: Call, functions: Mapping[Workload, Any]) -> None:
+        """A kernel that writes to its place in the arena, or to a result's own memory."""
+        relax, workload = self.relax, call.workload
         args = [self._read(bb, name) for name in call.args]
         args += self._weights(call)
-        output = self._type(workload.output.physical(self.lanes), workload.output.dtype)
-        return self.relax.call_tir(functions[workload], args, output)
+        shape = relax.ShapeExpr(workload.output.physical(self.lanes))
+        dtype = workload.output.dtype
+        offset = self.arena.offsets.get(call.output)
+        if offset is None:
+            made = relax.op.builtin.alloc_tensor(shape, dtype, 0)
+        else:
+            made = relax.op.memory.alloc_tensor(self.storage, offset, shape, dtype, 0)
+        output = bb.emit(made)
+        bb.emit(relax.Call(functions[workload], [*args, output]))
+        self.values[call.output] = output
 
     def _read(self, bb: Any, name: str) -> Any:
         """The variable of a value; other shapes of a value are reshaped once."""
@@ -127,16 +142,12 @@ class _Writer:
 
 
 def compile_module(module: Any, target: Any) -> Any:
-    """Plan memory and compile a module of scheduled kernels to a VM executable."""
+    """Compile a module of scheduled kernels to a VM executable."""
     tvm = load_tvm()
     transform = tvm.relax.transform
     passes = [
-        transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
-        transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
-        transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
         transform.VMShapeLower(),

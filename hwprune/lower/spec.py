@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 PACKED = "packed"
 LAST = "packed_last"
+ALIGNMENT = 64  # bytes, of every tensor in an arena: a cache line, and the longest vector
 
 Attr = int | float | bool | str | None | tuple["Attr", ...]
 
@@ -178,7 +179,8 @@ class Kernel:
     """A workload compiled to a scheduled TVM PrimFunc.
 
     The function's arguments are the inputs, then `pack(params)`, then the output, all with
-    `physical` shapes. `rule` names the schedule rule that took it, `reason` says why.
+    `physical` shapes. `rule` names the schedule rule that took it, `reason` says why. Tensors that
+    a `placeable` function reads and writes may lie anywhere in an arena, at multiples of ALIGNMENT.
     """
 
     workload: Workload
@@ -186,6 +188,7 @@ class Kernel:
     rule: str
     reason: str
     pack: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
+    placeable: bool = True
 
 
 def _spec(raw: dict[str, Any]) -> TensorSpec:

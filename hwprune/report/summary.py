@@ -13,6 +13,7 @@ _SIZES = (
     ("macs", "multiply-accumulates (M)", 1e-6, "{:.1f}"),
     ("params", "parameters (M)", 1e-6, "{:.3f}"),
     ("weight_bytes", "weights (MB)", 1e-6, "{:.2f}"),
+    ("activation_bytes", "activations (MB)", 1e-6, "{:.2f}"),
     ("energy_uj", "energy, model (uJ)", 1.0, "{:.0f}"),
 )
 

@@ -198,12 +198,15 @@ class _Plan:
         )
         with T.unroll(tile.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        with loop(depth) as k, unroll(tile.cols) as r, unroll(tile.blocks) as b:
-            i = r * tile.blocks + b
-            value = left(row + r, k)
-            with T.vectorized(lanes) as lane:
-                term = value * right[block + b, k, lane]
-                T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        step = emit.step(depth)
+        with loop(depth // step) as first, unroll(step) as j:
+            k = first * step + j
+            with unroll(tile.cols) as r, unroll(tile.blocks) as b:
+                i = r * tile.blocks + b
+                value = left(row + r, k)
+                with T.vectorized(lanes) as lane:
+                    term = value * right[block + b, k, lane]
+                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             i = r * tile.blocks + b
             if limit % lanes == 0:

@@ -22,11 +22,8 @@ from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.conv_plan import Plan
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, Position, count_params, supported
+from hwprune.lower.cpu.fetch import Share
 from hwprune.lower.spec import PACKED, Kernel, Workload
-
-FETCH_LEVEL = 2  # of cache, where the next chunk of weights waits
-
-Fetch = Callable[[Expr], None]  # fetches something early, given the number of a reduction step
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -126,7 +123,7 @@ class _Writer:
             for place, _ in self._places(part, index):
                 self._finish(place)
 
-    def _tile(self, place: _Place, fetch: Fetch | None) -> None:
+    def _tile(self, place: _Place, fetch: Share | None) -> None:
         """A tile from its first sum to its last, with the epilogue."""
         acc = self._accumulators(place.tile)
         with T.unroll(place.tile.accumulators) as i:
@@ -158,37 +155,30 @@ class _Writer:
 
     def _next(
         self, part: tiles.Segment, index: Expr, chunk: Expr, chunks: int, number: Expr
-    ) -> Fetch | None:
-        """Fetches the chunk after this one, a share in every tile of positions.
-
-        Without it the first tile of positions waits for the weights, and the others leave the
-        memory idle.
-        """
+    ) -> Share | None:
+        """Fetches the chunk after this one, a share in every tile of positions."""
         plan = self.plan
         if not plan.few_positions:
             return None
-        length = plan.chunk_steps(part)
-        step = plan.reduction.step  # lines that a step of the reduction reads
-        share = emit.blocks(step, plan.positions)
+        steps = plan.chunk_steps(part) * plan.taps
+        lines = steps * plan.reduction.step
         following = index * chunks + chunk + 1
-        block = part.start + following // chunks * part.size
-        first = following % chunks * length * plan.taps * step
-
-        def fetch(done: Expr) -> None:
-            for b in range(part.size):
-                for i in range(share):
-                    line = first + (number * length * plan.taps + done) * share + i
-                    element = line * plan.context.lanes
-                    emit.prefetch(self.weight, [block + b, 0, 0, 0, 0, element], FETCH_LEVEL)
-
-        return fetch
+        return Share(
+            weight=self.weight,
+            block=part.start + following // chunks * part.size,
+            blocks=part.size,
+            first=following % chunks * lines,
+            lines=lines,
+            slot=number * steps,
+            slots=plan.positions * steps,
+        )
 
     def _accumulators(self, tile: tiles.Tile) -> Buffer:
         shape = (tile.accumulators, self.plan.context.lanes)
         return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
 
     def _reduce(
-        self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Fetch | None
+        self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Share | None
     ) -> None:
         """Add `count` steps of the reduction from `first` on."""
         plan, tile = self.plan, place.tile

@@ -20,6 +20,7 @@ from hwprune.lower.spec import PLAIN, Workload
 
 CHUNK_SHARE = 0.5  # of the level-1 cache that a chunk of weights may fill
 FEW = 8  # tiles of positions for which chunks of weights, fetched early, pay
+MANY = 64  # for which they do where the input leaves no room in the cache for weights
 STEP = 4  # input channels per unrolled reduction step
 
 
@@ -45,9 +46,9 @@ class Plan:
             else (g.out_height, g.out_width)
         )
         blocks = emit.blocks(g.out_channels, context.lanes)
-        # LLVM unrolls the few taps of a plain row, and keeps the inputs that they share.
-        shared = plain and g.kernel[1] <= 3
-        registers = context.registers // 2 + 4 if shared else context.registers
+        registers = context.registers
+        if plain:  # LLVM unrolls the taps of a row, and keeps the inputs that they share.
+            registers = registers * 11 // 16
         tile = tiles.choose(rows, cols, 1 if g.groups > 1 else blocks, registers, one_row=rows == 1)
         return Plan(workload, context, g, reduction, tile)
 
@@ -74,7 +75,16 @@ class Plan:
     @property
     def few_positions(self) -> bool:
         """Whether reading the weights takes time that so few tiles of positions must share."""
-        return self.positions <= FEW and not self.plain and self.geometry.groups == 1
+        if self.plain or self.geometry.groups > 1:
+            return False
+        return self.positions <= (MANY if self._crowded else FEW)
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether the input and the weights of a tile of blocks do not stay in the cache."""
+        weights = self.tile.blocks * self.context.lanes * self.reduction.extent * self.taps
+        read = math.prod(self.workload.inputs[0].shape) // self.geometry.batch
+        return 4 * (weights + read) > order.CACHE_SHARE * self.context.l2_bytes
 
     def chunk_steps(self, part: tiles.Segment) -> int:
         """Steps whose weights for a tile of blocks are used by all positions before the next."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hwprune.lower.spec import TensorSpec, Workload
+from hwprune.lower.spec import ALIGNMENT, TensorSpec, Workload
 from hwprune.target import Target
 from hwprune.tvm_runtime import load_tvm
 
@@ -24,6 +24,25 @@ from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 
 AHEAD = 32  # steps of a reduction by which weights that stream from memory are fetched early
+
+# erf(x) / x as a quotient, least of the largest errors up to the limit, beyond which erf is 1.
+ERF_LIMIT = 3.8
+ERF_OVER = (
+    1.1283790749558078,
+    0.18811557638749393,
+    0.05254726067368878,
+    0.00369358735738605,
+    0.00028799889819960955,
+    2.1321376985170637e-06,
+)
+ERF_UNDER = (
+    1.0,
+    0.5000453453763044,
+    0.11325464802856977,
+    0.014822876325576249,
+    0.0011537388558409305,
+    3.909788322977225e-05,
+)
 
 Expr = Any
 Buffer = Any
@@ -60,6 +79,11 @@ def blocks(channels: int, lanes: int) -> int:
     return -(-channels // lanes)
 
 
+def step(depth: int) -> int:
+    """Steps of a reduction to unroll, so that counting costs little: a divisor up to four."""
+    return math.gcd(depth, 4)
+
+
 def build_function(
     name: str,
     inputs: tuple[tuple[int, ...], ...],
@@ -71,12 +95,17 @@ def build_function(
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            xs = [T.arg(f"x{i}", T.buffer(s, "float32")) for i, s in enumerate(inputs)]
+            xs = [T.arg(f"x{i}", _placed(s)) for i, s in enumerate(inputs)]
             ps = [T.arg(f"p{i}", T.buffer(s, "float32")) for i, s in enumerate(params)]
-            y = T.arg("y", T.buffer(output, "float32"))
+            y = T.arg("y", _placed(output))
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
             body(xs, ps, y)
     return builder.get()
+
+
+def _placed(shape: tuple[int, ...]) -> Any:
+    """A float32 buffer that may lie anywhere in an arena, on a cache line."""
+    return T.buffer(shape, "float32", offset_factor=ALIGNMENT // 4)
 
 
 def physical_inputs(workload: Workload, lanes: int) -> tuple[tuple[int, ...], ...]:
@@ -192,14 +221,18 @@ def tanh(x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """Error function, Abramowitz and Stegun 7.1.26; absolute error 2e-7."""
-    magnitude = tirx.max(x, const(0.0) - x)
-    t = const(1.0) / (const(1.0) + const(0.3275911) * magnitude)
-    p = const(1.061405429)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        p = p * t + const(c)
-    value = const(1.0) - p * t * exp(const(0.0) - magnitude * magnitude)
-    return tirx.Select(x < const(0.0), const(0.0) - value, value)
+    """Error function: a quotient of polynomials of x**2, fitted to it; absolute error 4e-7."""
+    x = clamp(x, -ERF_LIMIT, ERF_LIMIT)
+    t = x * x
+    return x * _polynomial(t, ERF_OVER) / _polynomial(t, ERF_UNDER)
+
+
+def _polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """The sum of c[i] * x**i."""
+    value = const(coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value = value * x + const(c)
+    return value
 
 
 def is_float(spec: TensorSpec) -> bool:

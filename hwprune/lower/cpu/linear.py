@@ -1,8 +1,11 @@
-"""Linear layers: a few input rows against many output vectors, weights read once, in order."""
+"""Linear layers: input rows against vectors of outputs, weights read once, in order.
+
+Every tile of rows fetches a share of the weights of the next tile of vectors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,10 @@ import numpy as np
 from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, pack_channels, supported
+from hwprune.lower.cpu.fetch import Share
 from hwprune.lower.spec import PLAIN, Kernel, Workload
+
+FEW = 4  # rows, fewer of which stream the weights
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -57,7 +63,7 @@ class _Plan:
     @property
     def tile(self) -> tiles.Tile:
         """One row streams eight vectors of weights; more rows share them as a convolution does."""
-        if self.rows < 4:
+        if self.rows < FEW:
             return tiles.Tile(1, 1, min(8, self.blocks))
         return tiles.choose(1, self.rows, self.blocks, self.context.registers, one_row=True)
 
@@ -77,87 +83,130 @@ class _Plan:
         rest = tuple(pack_channels(p, lanes) for p in params[1:])
         return (np.ascontiguousarray(packed), *rest)
 
+    @property
+    def steps(self) -> int:
+        """Steps of the reduction."""
+        return self.depth // emit.step(self.depth)
+
+    def row_segments(self) -> tuple[tiles.Segment, ...]:
+        """Tiles of rows."""
+        return tiles.segments(self.rows, self.tile.cols)
+
     def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
-        lanes, tile = self.context.lanes, self.tile
-        epilogue = Epilogue(self.workload, lanes, xs[1:], ps[1:], first_param=1)
-        for part in tiles.segments(self.blocks, tile.blocks):
+        epilogue = Epilogue(self.workload, self.context.lanes, xs[1:], ps[1:], first_param=1)
+        writer = _Writer(self, xs[0], ps[0], y, xs[1:], epilogue)
+        for part in tiles.segments(self.blocks, self.tile.blocks):
             with emit.split_threads(part.count, self.context.threads) as (first, count):
-                for rows in tiles.segments(self.rows, tile.cols):
-                    acc = T.alloc_buffer(
-                        (rows.size * part.size, lanes),
-                        "float32",
-                        scope="local",
-                        annotations=emit.ON_STACK,
-                    )
-                    with loop(count) as bi, loop(rows.count) as ri:
-                        block = part.start + (first + bi) * part.size
-                        row = rows.start + ri * rows.size
-                        self._reduce(row, rows.size, part.size, block, xs[0], ps[0], acc)
-                        self._store(row, block, rows.size, part.size, acc, y, xs[1:], epilogue)
+                writer.part(part, first, count)
 
-    def _reduce(
-        self,
-        row: Expr,
-        rows: int,
-        vectors: int,
-        block: Expr,
-        x: Buffer,
-        weight: Buffer,
-        acc: Buffer,
-    ) -> None:
-        lanes, shape = self.context.lanes, self.workload.inputs[0].shape
-        with T.unroll(rows * vectors) as i:
-            emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        with loop(self.depth) as k, unroll(rows) as r, unroll(vectors) as b:
-            value = x[(*emit.split_index(row + r, shape[:-1]), k)]
-            i = r * vectors + b
-            with T.vectorized(lanes) as lane:
-                product = value * weight[block + b, k, lane]
-                T.buffer_store(acc, acc[i, lane] + product, [i, lane])
 
-    def _store(
-        self,
-        row: Expr,
-        block: Expr,
-        rows: int,
-        vectors: int,
-        acc: Buffer,
-        y: Buffer,
-        extras: list[Buffer],
-        epilogue: Epilogue,
-    ) -> None:
-        """Whole vectors at once; the last vector may be longer than the output.
+@dataclass(frozen=True)
+class _Tile:
+    """Rows from `row` on x vectors from `block` on; the `number` of it among the tiles of rows."""
 
-        Long epilogues loop over a staged copy: unrolled over the tile they would not pay.
+    row: Expr
+    rows: int
+    block: Expr
+    vectors: int
+    number: Expr
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the tiles."""
+
+    plan: _Plan
+    x: Buffer
+    weight: Buffer
+    y: Buffer
+    extras: list[Buffer]
+    epilogue: Epilogue
+
+    def part(self, part: tiles.Segment, first: Expr, count: Expr) -> None:
+        """Some tiles of vectors, each for all rows before the next."""
+        for tile in self._tiles(part, first, count):
+            shape = (tile.rows * tile.vectors, self.plan.context.lanes)
+            acc = T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
+            with T.unroll(shape[0]) as i:
+                emit.store_vector(acc, [i], shape[1], lambda _: const(0.0))
+            self._reduce(acc, tile)
+            self._store(acc, tile)
+
+    def _tiles(self, part: tiles.Segment, first: Expr, count: Expr) -> Iterator[_Tile]:
+        with loop(count) as i:
+            block, done = part.start + (first + i) * part.size, 0
+            for rows in self.plan.row_segments():
+                with loop(rows.count) as j:
+                    row = rows.start + j * rows.size
+                    yield _Tile(row, rows.size, block, part.size, done + j)
+                done += rows.count
+
+    def _reduce(self, acc: Buffer, tile: _Tile) -> None:
+        """The sums of a tile; meanwhile a share of what the next tile of vectors needs."""
+        plan = self.plan
+        step, lanes = emit.step(plan.depth), plan.context.lanes
+        fetch = self._next(tile)
+        with loop(plan.steps) as k:
+            if fetch is not None:
+                fetch(k)
+            with unroll(step) as j, unroll(tile.rows) as r, unroll(tile.vectors) as b:
+                at, i = k * step + j, r * tile.vectors + b
+                value = self.x[(*self._at(tile, r), at)]
+                with T.vectorized(lanes) as lane:
+                    product = value * self.weight[tile.block + b, at, lane]
+                    T.buffer_store(acc, acc[i, lane] + product, [i, lane])
+
+    def _next(self, tile: _Tile) -> Share | None:
+        """Fetches the weights of the next vectors, a share in every tile of rows."""
+        plan = self.plan
+        if plan.rows < FEW:
+            return None
+        return Share(
+            weight=self.weight,
+            block=tile.block + tile.vectors,
+            blocks=tile.vectors,
+            first=0,
+            lines=plan.depth,
+            slot=tile.number * plan.steps,
+            slots=sum(rows.count for rows in plan.row_segments()) * plan.steps,
+        )
+
+    def _store(self, acc: Buffer, tile: _Tile) -> None:
+        """Store a tile with its epilogue.
+
+        A long one loops over a staged copy: unrolled over the tile it would not pay.
         """
-        lanes, shape = self.context.lanes, self.workload.output.shape
-        repeat: type[loop] = unroll
-        if epilogue.heavy:
-            staged = T.alloc_buffer((rows * vectors, lanes), "float32", annotations=emit.ON_STACK)
-            with unroll(rows * vectors) as i:
-                emit.store_vector(staged, [i], lanes, lambda lane: acc[i, lane])
-            acc, repeat = staged, loop
-        with repeat(rows) as r, repeat(vectors) as b:
-            at = emit.split_index(row + r, shape[:-1])
-            first = (block + b) * lanes
+        shape = (tile.rows * tile.vectors, self.plan.context.lanes)
+        source: Buffer = acc
+        over: type[loop] = unroll
+        if self.epilogue.heavy:
+            source, over = T.alloc_buffer(shape, "float32", annotations=emit.ON_STACK), loop
+            with unroll(shape[0]) as i:
+                emit.store_vector(source, [i], shape[1], lambda lane: acc[i, lane])
+        with over(tile.rows) as r, over(tile.vectors) as b:
+            at, first = self._at(tile, r), (tile.block + b) * shape[1]
+            i = r * tile.vectors + b
 
             def put(lane: Expr) -> None:
-                channel = first + lane
-                value = epilogue.apply_flat(
-                    acc[r * vectors + b, lane], channel, lambda i: extras[i][(*at, channel)]
+                value = self.epilogue.apply_flat(
+                    source[i, lane], first + lane, lambda e: self.extras[e][(*at, first + lane)]
                 )
-                T.buffer_store(y, value, [*at, channel])
+                T.buffer_store(self.y, value, [*at, first + lane])
 
             self._lanes(first, put)
 
+    def _at(self, tile: _Tile, r: Expr) -> list[Expr]:
+        """The index of a row of a tile."""
+        return emit.split_index(tile.row + r, self.plan.workload.output.shape[:-1])
+
     def _lanes(self, first: Expr, put: Callable[[Expr], None]) -> None:
-        """`put` for every output of a vector."""
-        lanes, rest = self.context.lanes, self.outputs % self.context.lanes
+        """`put` for every output of a vector; the last vector may be longer than the output."""
+        lanes, rest = self.plan.context.lanes, self.plan.outputs % self.plan.context.lanes
         if rest == 0:
             with T.vectorized(lanes) as lane:
                 put(lane)
             return
-        with T.If(first + lanes <= self.outputs):
+        with T.If(first + lanes <= self.plan.outputs):
             with T.Then(), T.vectorized(lanes) as lane:
                 put(lane)
             with T.Else(), T.serial(rest) as lane:

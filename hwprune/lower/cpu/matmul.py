@@ -113,12 +113,15 @@ class _Plan:
         )
         with T.unroll(tile.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        with loop(self.depth) as k, unroll(tile.cols) as r, unroll(tile.blocks) as b:
-            value = x[(*at, row + r, k)]
-            i = r * tile.blocks + b
-            with T.vectorized(lanes) as lane:
-                term = value * packed[block + b, k, lane]
-                T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        step = emit.step(self.depth)
+        with loop(self.depth // step) as first, unroll(step) as j:
+            k = first * step + j
+            with unroll(tile.cols) as r, unroll(tile.blocks) as b:
+                value = x[(*at, row + r, k)]
+                i = r * tile.blocks + b
+                with T.vectorized(lanes) as lane:
+                    term = value * packed[block + b, k, lane]
+                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             self._store(acc, y, (*at, row + r), block + b, r * tile.blocks + b)
 

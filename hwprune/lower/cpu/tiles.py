@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BLEND = 6  # a norm of the limits of a tile
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -43,18 +45,22 @@ def segments(extent: int, size: int) -> tuple[Segment, ...]:
 
 
 def _cycles(positions: int, blocks: int) -> float:
-    """Cycles of one reduction step of a tile: two multiply-adds or two loads each cycle.
+    """Cycles of one reduction step of a tile.
 
-    Fewer than eight accumulators cannot hide the latency of four cycles at two a cycle.
+    In a cycle two multiply-adds, two loads of weights (from level 2 one in two cycles), one
+    broadcast of an input value, four instructions. What is nearly as slow as the slowest of these
+    adds to it. Fewer than eight accumulators cannot hide the latency of four cycles at two a cycle.
     """
     fma = max(positions * blocks, 8) / 2
-    loads = (positions + blocks) / 2
-    return max(fma, loads * 1.25) + 0.25
+    loads = positions + blocks / 2
+    instructions = (positions * blocks + positions + blocks) / 4
+    limits = (fma, loads, instructions, 2 * blocks)
+    return float(sum(limit**BLEND for limit in limits) ** (1 / BLEND))
 
 
 def fits(tile: Tile, registers: int) -> bool:
-    """Accumulators, one weight vector a block, and one broadcast value."""
-    return tile.accumulators + tile.blocks + 1 <= registers - 1
+    """Accumulators, one weight vector a block, one broadcast value, and some to spare."""
+    return tile.accumulators + tile.blocks + 1 <= registers - registers // 16
 
 
 def choose(
@@ -65,10 +71,11 @@ def choose(
     *,
     one_row: bool,
     variant_cost: float = 0.01,
+    most_blocks: int = 4,
 ) -> Tile:
     """The tile with the least modelled cycles over the whole output plane."""
     best: tuple[float, Tile] | None = None
-    for b in range(1, min(blocks, 4) + 1):
+    for b in range(1, min(blocks, most_blocks) + 1):
         for c in range(1, min(cols, registers) + 1):
             for r in (1,) if one_row or c < cols else range(1, min(rows, 4) + 1):
                 tile = Tile(r, c, b)

@@ -22,11 +22,12 @@ L3_SHARE = 8 << 20  # bytes
 SHARED_BYTES_PER_CYCLE = 2.0  # what another core has just written
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
-EFFICIENCY = 0.75  # of the products, against the model of register tiles
+EFFICIENCY = 0.9  # of the products, against the model of register tiles
 DIRECT_EFFICIENCY = 0.9
 GAIN = 0.9  # of the direct cost that Winograd may need at most
 NEAR = 1.01  # of the least cycles: among those the fewest tiles at a time, nearer to level 1
 MIN_CHUNK = 14
+MOST_BLOCKS = 3  # of a register tile: every product reads all its weights from level 2
 VARIANT_COST = 0.03  # of a register tile more, which is code more to compile
 
 
@@ -110,7 +111,13 @@ def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
     """The register tile of the products: tiles of the image x channel vectors."""
     blocks = -(-out_blocks // context.threads)  # or a thread would have none
     return tiles.choose(
-        1, chunk, blocks, context.registers, one_row=True, variant_cost=VARIANT_COST
+        1,
+        chunk,
+        blocks,
+        context.registers,
+        one_row=True,
+        variant_cost=VARIANT_COST,
+        most_blocks=MOST_BLOCKS,
     )
 
 
