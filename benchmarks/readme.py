@@ -42,10 +42,10 @@ def host_latency(document: Document) -> list[str]:
 
 
 def dense_networks(document: Document) -> list[str]:
-    """Dense networks: milliseconds, ours over the best peer, two threads against one, the mean."""
+    """Dense networks: milliseconds, ours over the best peer, and the mean of that."""
     found = {(r["model"], r["threads"], r["system"]): r for r in document["rows"]}
     columns = [f"{s}, {t}" for t in (1, 2) for s in (*STRONGEST, "ours")]
-    lines = _head("model", *columns, "ours / best, 1", "ours / best, 2", "1 / 2 threads")
+    lines = _head("model", *columns, "ours / best, 1", "ours / best, 2")
     ratios: dict[int, list[float]] = {1: [], 2: []}
     for model in dict.fromkeys(r["model"] for r in document["rows"]):
         cells: list[str] = []
@@ -57,11 +57,9 @@ def dense_networks(document: Document) -> list[str]:
             ratio = rows[-1].get("to_best_peer")
             shares.append("-" if ratio is None else f"{ratio:.2f}")
             ratios[threads] += [] if ratio is None else [ratio]
-        ours = [found.get((model, t, "hwprune-dense"), {}).get("median_us") for t in (1, 2)]
-        scaling = f"{ours[0] / ours[1]:.2f}" if ours[0] and ours[1] else "-"
-        lines.append(_row(model, *cells, *shares, scaling))
+        lines.append(_row(model, *cells, *shares))
     means = [f"**{geometric_mean(x):.2f}**" if x else "-" for x in ratios.values()]
-    lines.append(_row("geometric mean", *[""] * len(columns), *means, ""))
+    lines.append(_row("geometric mean", *[""] * len(columns), *means))
     return lines
 
 
