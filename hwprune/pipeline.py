@@ -7,6 +7,7 @@ both and writes the directory with its report. Every function here reads as the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture, fingerprint
-from hwprune.couple import check_attention, couple
-from hwprune.coupling import HEADS
+from hwprune.couple import couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
+from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.latency import Outcome, interleaved, search
 from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
@@ -61,6 +62,9 @@ def prune(
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     threads: int = 1,
     seed: int = 0,
     recover: Recover = "auto",
@@ -79,8 +83,8 @@ def prune(
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
-        attention: the units of attentions: "heads", or "head_dim" (the same channel of every
-            head). A plan brings its own.
+        attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
+            brings its own.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
@@ -94,15 +98,15 @@ def prune(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
     )
     check_recovery(recover, calibrate is not None)
-    check_attention(attention)
+    forms = _forms(attention, grouped, group_norm, branches)
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
         images = _images(calibrate, program)
     with clock.stage("couple"):
-        units = attention if request.plan is None else request.plan.attention
-        prepared = prepare(program, request.target, threads, units)
-    if not prepared.coupling.groups:
+        forms = forms if request.plan is None else asdict(request.plan.forms)
+        prepared = prepare(program, request.target, threads, **forms)
+    if not prepared.candidates:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     scores: Mapping[str, np.ndarray] = {}
     if request.plan is None:
@@ -170,12 +174,15 @@ def inspect(
     inputs: Sequence[Tensor] | None = None,
     *,
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     name: str = "",
 ) -> dict[str, Any]:
-    """Groups with their members, and what is frozen and why."""
-    check_attention(attention)
+    """Groups with their members, removable branches, and what is frozen and why."""
+    forms = _forms(attention, grouped, group_norm, branches)
     program = _capture(model, inputs, name)
-    return describe_groups(program, couple(program, attention=attention))
+    return describe_groups(program, couple(program, **forms))
 
 
 def profile(
@@ -184,22 +191,31 @@ def profile(
     *,
     target: str = "host",
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
     """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
-    check_attention(attention)
+    forms = _forms(attention, grouped, group_norm, branches)
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
-    prepared = prepare(program, chosen, threads, attention)
+    prepared = prepare(program, chosen, threads, **forms)
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
+
+
+def _forms(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:
+    """The options of the units, by name. Raises HwpruneError for a form that there is not."""
+    words = {"attention": attention, "grouped": grouped, "group_norm": group_norm}
+    return asdict(Forms.of({**words, "branches": branches}))
 
 
 def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
@@ -231,7 +247,7 @@ def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
     program = rewrite(prepared.program, prepared.coupling, plan)
     widths = plan.widths()
     predicted = {
-        MACS: float(sum(count_macs(site.workload(widths)) for site in prepared.sites)),
+        MACS: float(sum(count_macs(s.workload(widths)) for s in prepared.sites if s.runs(widths))),
         PARAMS: float(sum(p.numel() for p in program.module.parameters())),
     }
     return Outcome(Allocation(plan.kept, 0.0, 0.0, 0.0, 0.0, predicted), plan, program, None)

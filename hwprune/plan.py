@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hwprune.atomic import write_text
-from hwprune.coupling import HEAD_DIM, HEADS, Coupling
-from hwprune.errors import ArtifactError, PlanError
+from hwprune.coupling import Coupling
+from hwprune.errors import ArtifactError, HwpruneError, PlanError
+from hwprune.forms import USUAL, Forms
 
 _FORMAT = 1
 _HINT = "write it again with hwprune prune"
@@ -20,20 +21,21 @@ _HINT = "write it again with hwprune prune"
 class Plan:
     """Kept unit indices (sorted) per group name, for the program with this fingerprint.
 
-    `predicted` has at least the budgets' resources: latency_us, macs, params. `attention` says
-    what a unit of an attention is, as `couple` takes it.
+    A branch keeps (0,), or nothing where it is removed whole, as do then the groups within.
+    `predicted` has at least the budgets' resources: latency_us, macs, params. `forms` say what
+    the units are, as `couple` takes them.
     """
 
     fingerprint: str
     kept: Mapping[str, tuple[int, ...]]
     predicted: Mapping[str, float] = field(default_factory=dict)
-    attention: str = HEADS
+    forms: Forms = USUAL
 
     @staticmethod
     def full(coupling: Coupling, fingerprint: str) -> Plan:
         """The plan that keeps everything."""
-        kept = {g.name: tuple(range(g.width)) for g in coupling.groups}
-        return Plan(fingerprint, kept, attention=coupling.attention)
+        kept = {name: tuple(range(width)) for name, width in coupling.full.items()}
+        return Plan(fingerprint, kept, forms=coupling.forms)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -59,7 +61,7 @@ class Plan:
             {
                 "format": _FORMAT,
                 "fingerprint": self.fingerprint,
-                "attention": self.attention,
+                **asdict(self.forms),
                 "predicted": dict(self.predicted),
                 "kept": {name: list(units) for name, units in self.kept.items()},
             }
@@ -88,22 +90,27 @@ class Plan:
                 where=where,
                 hint="plan this model anew",
             )
-        if self.attention != coupling.attention:
-            raise PlanError(
-                f"the plan's units of attentions are {self.attention}, the model was coupled by "
-                f"{coupling.attention}",
-                where=where,
-            )
-        groups = {g.name: g.width for g in coupling.groups}
+        for name, word in asdict(self.forms).items():
+            other = getattr(coupling.forms, name)
+            if word != other:
+                raise PlanError(
+                    f"the plan was made with {name} {word}, the model was coupled with {other}",
+                    where=where,
+                )
+        full, gates = coupling.full, coupling.gates
         prefix = f"{where}: " if where else ""
-        if self.kept.keys() != groups.keys():
-            odd = sorted(self.kept.keys() ^ groups.keys())[0]
+        if self.kept.keys() != full.keys():
+            odd = sorted(self.kept.keys() ^ full.keys())[0]
             raise PlanError("the plan and the model have different groups", where=prefix + odd)
+        branches = {b.name for b in coupling.branches}
         for name, units in self.kept.items():
-            if not units:
+            gone = name in gates and not self.kept[gates[name]]
+            if gone and units:
+                raise PlanError(f"keeps units of {gates[name]}, which goes", where=prefix + name)
+            if not units and not gone and name not in branches:
                 raise PlanError("a group must keep at least one unit", where=prefix + name)
-            if units[-1] >= groups[name]:
-                raise PlanError(f"unit {units[-1]} of {groups[name]}", where=prefix + name)
+            if units and units[-1] >= full[name]:
+                raise PlanError(f"unit {units[-1]} of {full[name]}", where=prefix + name)
 
 
 def _parse(raw: Any, where: str) -> Plan:
@@ -124,9 +131,10 @@ def _parse(raw: Any, where: str) -> Plan:
     )
     if not numbers:
         raise PlanError("'predicted' does not map names to numbers", where=where)
-    attention = raw.get("attention", HEADS)
-    if attention not in (HEADS, HEAD_DIM):
-        raise PlanError(f"'attention' is neither {HEADS} nor {HEAD_DIM}", where=where)
+    try:
+        forms = Forms.of(raw)
+    except HwpruneError as error:
+        raise PlanError(f"'{error.where}': {error.what}", where=where, hint=error.hint) from error
     for name, units in kept.items():
         if not isinstance(units, list) or not all(type(u) is int for u in units):
             raise PlanError("not a list of unit indices", where=f"{where}: {name}")
@@ -136,5 +144,5 @@ def _parse(raw: Any, where: str) -> Plan:
         fingerprint=raw["fingerprint"],
         kept={name: tuple(units) for name, units in kept.items()},
         predicted={name: float(value) for name, value in predicted.items()},
-        attention=attention,
+        forms=forms,
     )

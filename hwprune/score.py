@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hwprune.capture import Program
 from hwprune.couple import Coupling
-from hwprune.coupling import Group, Site
+from hwprune.coupling import Branch, Group, Site
 from hwprune.errors import HwpruneError
 
 Scores = Mapping[str, np.ndarray]
@@ -48,6 +48,8 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Score every unit: {group name: (width,) float64}; each group's scores sum to its weight.
 
+    A branch has one score, beside those of the groups within.
+
     Args:
         importance: one of `CRITERIA`.
         batches: (inputs, labels) pairs and `loss`(outputs, labels), for "taylor".
@@ -69,7 +71,8 @@ def score(
     evidence = Evidence(
         tensors, gradients, _batch_norm_weights(program), np.random.default_rng(seed)
     )
-    return {g.name: normalise(CRITERIA[importance](evidence, g), g) for g in coupling.groups}
+    scores = {g.name: normalise(CRITERIA[importance](evidence, g), g) for g in coupling.groups}
+    return scores | score_branches(evidence, coupling, importance)
 
 
 def normalise(energy: np.ndarray, group: Group) -> np.ndarray:
@@ -163,6 +166,52 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": _taylor,
     "random": _random,
 }
+
+
+def score_branches(
+    evidence: Evidence, coupling: Coupling, importance: str
+) -> dict[str, np.ndarray]:
+    """What silencing each branch costs beside the units of the groups within: {name: (1,)}.
+
+    That is one for each layer whose outputs are no units within (it adds to the stream), times
+    how strong these layers are among those of all branches.
+    """
+    layers = {b.name: _adding(coupling, b) for b in coupling.branches}
+    strength = {name: _strength(evidence, read, importance) for name, read in layers.items()}
+    total = sum(strength.values())
+    found: dict[str, np.ndarray] = {}
+    for name, read in layers.items():
+        count = sum(len(coupling.parameter_shapes[p]) > 1 for p in read)
+        relative = strength[name] * len(strength) / total if total > 0 else 1.0
+        found[name] = np.array([count * relative])
+    return found
+
+
+def _adding(coupling: Coupling, branch: Branch) -> list[str]:
+    """The parameters of a branch whose first axis holds no unit of a group within."""
+    inside = {s for g in branch.groups for s in coupling.group(g).sites}
+    mine = branch.parameters & coupling.parameter_shapes.keys()
+    return sorted(p for p in mine if Site(p, 0) not in inside)
+
+
+def _strength(evidence: Evidence, names: Sequence[str], importance: str) -> float:
+    """How strong the layers of these parameters are by a criterion, for each of their outputs."""
+    if importance == "random":
+        return float(evidence.generator.uniform(0.5, 1.5))
+    norms = [n for n in names if n in evidence.batch_norm_weights]
+    weights = [n for n in names if evidence.tensors[n].ndim > 1]
+    chosen = norms if importance == "bn_scale" and norms else weights
+    raw: list[float] = []
+    for name in chosen:
+        tensor = evidence.tensors[name].double()
+        if importance == "taylor":
+            gradient = evidence.gradients.get(name, torch.zeros(()))
+            values = (gradient * tensor).flatten(1).sum(1).square()
+        else:
+            linear = importance == "l1" or chosen is norms
+            values = tensor.abs() if linear else tensor.square()
+        raw.append(float(values.sum()) / len(tensor))
+    return float(np.mean(raw)) if raw else 0.0
 
 
 def _batch_norm_weights(program: Program) -> frozenset[str]:

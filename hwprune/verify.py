@@ -21,7 +21,7 @@ from hwprune.coupling import Coupling
 from hwprune.errors import CertificateError
 from hwprune.plan import Plan
 from hwprune.program import Program, get_tensor, tensor_value
-from hwprune.reference import plain_batch_norms, renormalise
+from hwprune.reference import plain_batch_norms, renormalise, silence_branches
 from hwprune.rewrite import kept_indices
 from hwprune.rules.engine import operator_names
 
@@ -77,6 +77,10 @@ def verify(
     perturb(large, generator)
     _copy_slices(large, small, kept)
     _silence(large, kept)
+    removed = coupling.removed(plan.kept)
+    if removed:
+        silence_branches(large, removed)
+        reference += f", {len(removed)} branch{'es' * (len(removed) > 1)} multiplied by zero"
     if renormalise(large, coupling, coupling.unit_mask(plan.kept)):
         reference += ", normalised over the kept channels"
     for module in (large, small):

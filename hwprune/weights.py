@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not an nn.Module", where="model_factory")
     dense = capture(model, tuple(_example(*given) for given in weights.inputs))
-    coupling = couple(dense, attention=plan.attention)
+    coupling = couple(dense, **asdict(plan.forms))
     plan.check(coupling, fingerprint(dense), str(folder / PLAN))
     smaller = rewrite(dense, coupling, plan)
     _fill(smaller, weights, folder / WEIGHTS)

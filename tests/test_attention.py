@@ -11,8 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 import hwprune
 from hwprune.capture import capture
 from hwprune.couple import Coupling, couple
-from hwprune.coupling import HEAD_DIM, HEADS, Site
+from hwprune.coupling import Site
 from hwprune.errors import HwpruneError, PlanError
+from hwprune.forms import HEAD_DIM, HEADS
 from hwprune.program import Program
 from hwprune.rewrite import rewrite
 from hwprune.verify import verify
@@ -395,7 +396,7 @@ def test_pruning_to_a_budget_and_again_by_its_plan(attention, width, tmp_path):
     assert again.plan == result.plan
     assert torch.equal(again.module(x), result.module(x))
     other = {HEADS: HEAD_DIM, HEAD_DIM: HEADS}[attention]
-    with pytest.raises(PlanError, match="units of attentions"):
+    with pytest.raises(PlanError, match="made with attention"):
         result.plan.check(couple(result.dense, attention=other), result.plan.fingerprint)
 
 

@@ -1,0 +1,50 @@
+"""`Forms`: what a unit is, where several answers keep every layer dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hwprune.errors import HwpruneError
+
+AUTO, GROUPS = "auto", "groups"
+HEADS, HEAD_DIM = "heads", "head_dim"
+OFFSETS, EVENLY = "offsets", "evenly"
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The options of the units; a plan records those that it was made with.
+
+    `attention`: "heads", or "head_dim" (the same channel of every head). `grouped`: of a grouped
+    convolution "groups" (whole groups), "offsets" (the same channels of each group) or "auto"
+    (whichever leaves more units). `group_norm`: "groups" (whole norm groups), "evenly" (the same
+    channels of each, whose statistics then run over fewer) or "auto". `branches`: whether
+    residual branches may be removed whole.
+    """
+
+    attention: str = HEADS
+    grouped: str = AUTO
+    group_norm: str = AUTO
+    branches: bool = False
+
+    @staticmethod
+    def of(options: dict[str, Any]) -> Forms:
+        """The forms of these options, the others as usual. HwpruneError for what there is not."""
+        forms = Forms(**{f.name: options[f.name] for f in fields(Forms) if f.name in options})
+        for name, known in KNOWN.items():
+            word = getattr(forms, name)
+            if not any(word is k if isinstance(k, bool) else word == k for k in known):
+                listed = " or ".join(str(k).lower() for k in known)
+                raise HwpruneError(f"unknown units {word!r}", where=name, hint=listed)
+        return forms
+
+
+USUAL = Forms()
+KNOWN: dict[str, tuple[str | bool, ...]] = {
+    "attention": (HEADS, HEAD_DIM),
+    "grouped": (AUTO, GROUPS, OFFSETS),
+    "group_norm": (AUTO, GROUPS, EVENLY),
+    "branches": (False, True),
+}
+"""The words that every option takes."""
