@@ -33,14 +33,19 @@ def kept_indices(
 ) -> dict[str, dict[int, np.ndarray]]:
     """For every parameter and buffer that a group reaches: dimension -> kept indices (int64).
 
-    A tied parameter is listed under each of its names, one of a removed branch not at all.
+    A tied parameter is listed under each of its names, one that only removed branches read not
+    at all.
     """
     mask = coupling.unit_mask(plan.kept)
-    gone = {p for branch in coupling.removed(plan.kept) for p in branch.parameters}
+    graph, removed = program.module.graph, coupling.removed(plan.kept)
+    if removed:
+        graph = copy_graph(program)
+        remove_branches(graph, removed)
+        graph.eliminate_dead_code()
     result: dict[str, dict[int, np.ndarray]] = {}
-    for node in program.module.graph.nodes:
+    for node in graph.nodes:
         name = str(node.target)
-        if node.op != "get_attr" or name in result or name in gone:
+        if node.op != "get_attr" or name in result:
             continue
         ndim = len(coupling.shapes.get(node.name, ()))
         found = {d: coupling.parameter_kept(name, d, mask) for d in range(ndim)}

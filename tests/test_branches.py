@@ -230,8 +230,8 @@ def test_the_certificate_fails_where_the_branch_still_adds():
 
 
 def written_before(net, x):
-    """The branch changes the stream itself."""
-    return x + net.b(net.a(F.relu_(x)))
+    """The branch changes the stream itself, through a view."""
+    return x + net.b(net.a(x.view(-1, 2, 4).mul_(2.0).view(-1, 8)))
 
 
 def shared(net, x):
@@ -272,21 +272,21 @@ def test_what_is_no_branch_of_its_own_stays(function):
 
 
 def stream_written_later(net, x):
-    y = x + net.b(net.a(x))
+    y = x + net.b(net.a(x.neg()))
     z = y * 2
-    return z + x.mul_(3.0)
+    return x.mul_(3.0).sigmoid() * z
 
 
 def sum_written(net, x):
     y = x + net.b(net.a(x))
     y.mul_(2.0)
-    return y + x
+    return y * x.sigmoid()
 
 
 def sum_in_the_stream(net, x):
     y = x * 1
-    y += net.b(net.a(y))
-    return y.mul_(2.0) + x
+    y += net.b(net.a(y.neg()))
+    return y.mul_(2.0) * x.sigmoid()
 
 
 @pytest.mark.parametrize("function", [stream_written_later, sum_written, sum_in_the_stream])
@@ -356,7 +356,7 @@ def test_a_weak_branch_is_worth_least(importance):
     worth = {b.name: found[b.name] for b in coupling.branches}
     assert all(v.shape == (1,) and np.isfinite(v).all() and v >= 0 for v in worth.values())
     if importance != "random":
-        assert min(worth, key=lambda n: float(worth[n])) == "branch:two.conv1"
+        assert min(worth, key=lambda n: worth[n].item()) == "branch:two.conv1"
 
 
 def problem(share: float, seed: int) -> Problem:
@@ -422,16 +422,19 @@ def test_allocation_finds_the_optimum_with_branches(share, seed):
 
 def test_a_budget_that_only_removed_branches_meet(tmp_path):
     model, x = network("residual")
+    prepared = prepare(capture(model, (x,)), load_target("host"), 1)
+    narrow = {g: min(widths) for g, widths in prepared.candidates.items()}
+    budget = 0.8 * sum(c.at(narrow) for c in prepared.macs)
     with pytest.raises(BudgetError, match="smallest reachable"):
-        hwprune.prune(model, (x,), macs="20%")
+        hwprune.prune(model, (x,), macs=budget)
     images = torch.randn(16, 3, 8, 8)
-    result = hwprune.prune(model, (x,), macs="20%", branches=True, calibrate=images)
+    result = hwprune.prune(model, (x,), macs=budget, branches=True, calibrate=images)
     report = result.report
-    assert report["pruned"]["macs"] <= 0.2 * report["dense"]["macs"]
+    assert report["pruned"]["macs"] <= budget
     gone = [b["name"] for b in report["branches"] if not b["kept"]]
     assert gone
     assert result.certificate.passed
-    assert report["fidelity"]["cosine"] == report["fidelity"]["cosine"]  # not NaN
+    assert np.isfinite(report["fidelity"]["cosine"])
     save_pruned(result, tmp_path / "out")
     again = hwprune.prune(model, (x,), plan=tmp_path / "out" / "plan.json")
     assert again.plan == result.plan
