@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hwprune.errors import HwpruneError
 
 AUTO, GROUPS = "auto", "groups"
-HEADS, HEAD_DIM = "heads", "head_dim"
+HEADS, HEAD_DIM, BOTH = "heads", "head_dim", "both"
 OFFSETS, EVENLY = "offsets", "evenly"
 
 
@@ -16,7 +16,8 @@ OFFSETS, EVENLY = "offsets", "evenly"
 class Forms:
     """The options of the units; a plan records those that it was made with.
 
-    `attention`: "heads", or "head_dim" (the same channel of every head). `grouped`: of a grouped
+    `attention`: "heads", "head_dim" (the same channel of every head), or for a search "both", one
+    after the other. `grouped`: of a grouped
     convolution "groups" (whole groups), "offsets" (the same channels of each group) or "auto"
     (whichever leaves more units). `group_norm`: "groups" (whole norm groups), "evenly" (the same
     channels of each, whose statistics then run over fewer) or "auto". `branches`: whether
@@ -28,11 +29,21 @@ class Forms:
     group_norm: str = AUTO
     branches: bool = False
 
+    def stages(self) -> tuple[Forms, ...]:
+        """What a search prunes in turn: heads, then channels of the heads that are left."""
+        if self.attention != BOTH:
+            return (self,)
+        return replace(self, attention=HEADS), replace(self, attention=HEAD_DIM)
+
     @staticmethod
-    def of(options: dict[str, Any]) -> Forms:
-        """The forms of these options, the others as usual. HwpruneError for what there is not."""
+    def of(options: dict[str, Any], *, search: bool = False) -> Forms:
+        """The forms of these options, the others as usual. HwpruneError for what there is not.
+
+        A `search` may take "both" forms of an attention, a single plan has one.
+        """
         forms = Forms(**{f.name: options[f.name] for f in fields(Forms) if f.name in options})
         for name, known in KNOWN.items():
+            known = (*known, BOTH) if search and name == "attention" else known
             word = getattr(forms, name)
             if not any(word is k if isinstance(k, bool) else word == k for k in known):
                 listed = " or ".join(str(k).lower() for k in known)

@@ -36,7 +36,8 @@ Mean = Annotated[
 Std = Annotated[str, typer.Option(help="Those images are then divided by this, likewise.")]
 Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
 Attention = Annotated[
-    str, typer.Option(help="Units of attentions: heads, or head_dim (a channel of every head).")
+    str,
+    typer.Option(help="Units of attentions: heads, head_dim (a channel of every head), or both."),
 ]
 Grouped = Annotated[
     str, typer.Option(help="Units of grouped convolutions: auto, groups, or offsets in each.")

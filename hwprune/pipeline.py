@@ -6,13 +6,13 @@ both and writes the directory with its report. Every function here reads as the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture, fingerprint
-from hwprune.couple import couple
+from hwprune.couple import Coupling, couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
@@ -34,9 +34,10 @@ from hwprune.progress import Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
-from hwprune.rewrite import kept_indices, rewrite
-from hwprune.score import Batch, Loss, score
-from hwprune.verify import verify
+from hwprune.rewrite import rewrite
+from hwprune.score import Batch, Loss, Scores, score
+from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
+from hwprune.stages import certify, kept_through
 
 __all__ = [
     "ProfileResult",
@@ -98,27 +99,14 @@ def prune(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
     )
     check_recovery(recover, calibrate is not None)
-    forms = _forms(attention, grouped, group_norm, branches)
+    forms = _forms(attention, grouped, group_norm, branches, search=True).stages()
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
         images = _images(calibrate, program)
-    with clock.stage("couple"):
-        forms = forms if request.plan is None else asdict(request.plan.forms)
-        prepared = prepare(program, request.target, threads, **forms)
-    if not prepared.candidates:
-        raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
-    scores: Mapping[str, np.ndarray] = {}
-    if request.plan is None:
-        with clock.stage("score"):
-            scores = score(
-                program, prepared.coupling, importance, batches=batches, loss=loss, seed=seed
-            )
-        outcome = search(prepared, scores, request.budgets, clock)
-    else:
-        with clock.stage("rewrite"):
-            outcome = _apply(request.plan, request.source, prepared)
-    return _finish(request, prepared, scores, outcome, recover, images, seed, clock)
+    scorer = partial(score, importance=importance, batches=batches, loss=loss, seed=seed)
+    done = _stages(request, program, forms, scorer, clock)
+    return _finish(request, done, recover, images, seed, clock)
 
 
 def compile(
@@ -182,7 +170,7 @@ def inspect(
     """Groups with their members, removable branches, and what is frozen and why."""
     forms = _forms(attention, grouped, group_norm, branches)
     program = _capture(model, inputs, name)
-    return describe_groups(program, couple(program, **forms))
+    return describe_groups(program, couple(program, **asdict(forms)))
 
 
 def profile(
@@ -204,7 +192,7 @@ def profile(
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
-    prepared = prepare(program, chosen, threads, **forms)
+    prepared = prepare(program, chosen, threads, **asdict(forms))
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
@@ -212,10 +200,12 @@ def profile(
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
 
 
-def _forms(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:
-    """The options of the units, by name. Raises HwpruneError for a form that there is not."""
+def _forms(
+    attention: str, grouped: str, group_norm: str, branches: bool, *, search: bool = False
+) -> Forms:
+    """The options of the units. Raises HwpruneError for a form that there is not."""
     words = {"attention": attention, "grouped": grouped, "group_norm": group_norm}
-    return asdict(Forms.of({**words, "branches": branches}))
+    return Forms.of({**words, "branches": branches}, search=search)
 
 
 def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
@@ -241,6 +231,39 @@ def _images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Te
     return images
 
 
+def _stages(
+    request: Request,
+    program: Program,
+    forms: Sequence[Forms],
+    scorer: Callable[[Program, Coupling], Scores],
+    clock: Clock,
+) -> list[Searched]:
+    """Prune by the request's plan, or search; in stages where the plan or the forms have some."""
+    parts: Sequence[Plan | None] = [None] * len(forms)
+    if request.plan is not None:
+        parts = request.plan.stages()
+        forms = [plan.forms for plan in request.plan.stages()]
+    done: list[Searched] = []
+    for form, plan in zip(forms, parts, strict=True):
+        with clock.stage("couple"):
+            start = done[-1].outcome.program if done else program
+            prepared = prepare(start, request.target, request.threads, **asdict(form))
+        if not prepared.candidates:
+            break
+        if plan is not None:
+            with clock.stage("rewrite"):
+                done.append(Searched(prepared, {}, _apply(plan, request.source, prepared)))
+            continue
+        with clock.stage("score"):
+            scores = scorer(start, prepared.coupling)
+        first = done[0].prepared if done else prepared
+        budgets = stage_budgets(request.budgets, first, done, len(forms))
+        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock)))
+    if not done:
+        raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
+    return done
+
+
 def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
     """The program that a given plan makes. Raises PlanError if it was made for another model."""
     plan.check(prepared.coupling, fingerprint(prepared.program), source)
@@ -255,28 +278,30 @@ def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
 
 def _finish(
     request: Request,
-    prepared: Prepared,
-    scores: Mapping[str, np.ndarray],
-    outcome: Outcome,
+    done: Sequence[Searched],
     recover: Recover,
     images: Tensor | None,
     seed: int,
     clock: Clock,
 ) -> PruneResult:
     """Verify the smaller program, recover it, and account for the run."""
-    program, coupling = prepared.program, prepared.coupling
+    prepared, outcome = done[0].prepared, merge(done)
+    stages = [searched.stage for searched in done]
     with clock.stage("verify"):
-        certificate = verify(program, coupling, outcome.plan, outcome.program, seed=seed)
+        certificate = certify(stages, seed)
         certificate.check()
-    kept = kept_indices(coupling, outcome.plan, program)
+    kept = kept_through(stages)
     recovered, layers = repair(recover, prepared, outcome, kept, images, seed, clock)
     facts = Facts(
-        prepared, scores, request.budgets, outcome, certificate, recovered, layers, images,
+        prepared, done[0].scores, request.budgets, outcome, certificate, recovered, layers, images,
         clock.seconds, request.source,
     )  # fmt: skip
+    report = account(facts)
+    if len(done) > 1:
+        report["stages"] = describe_stages(done)
     return PruneResult(
-        recovered.module, outcome.plan, kept, account(facts), recovered, program, coupling,
-        certificate, request.target, request.threads, outcome,
+        recovered.module, outcome.plan, kept, report, recovered, prepared.program,
+        prepared.coupling, certificate, request.target, request.threads, outcome,
     )  # fmt: skip
 
 

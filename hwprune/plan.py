@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ class Plan:
 
     A branch keeps (0,), or nothing where it is removed whole, as do then the groups within.
     `predicted` has at least the budgets' resources: latency_us, macs, params. `forms` say what
-    the units are, as `couple` takes them.
+    the units are, as `couple` takes them. `then` is a plan of the smaller program, if pruning
+    goes on: all else here speaks of the first stage.
     """
 
     fingerprint: str
     kept: Mapping[str, tuple[int, ...]]
     predicted: Mapping[str, float] = field(default_factory=dict)
     forms: Forms = USUAL
+    then: Plan | None = None
 
     @staticmethod
     def full(coupling: Coupling, fingerprint: str) -> Plan:
@@ -57,15 +59,22 @@ class Plan:
 
     def to_json(self) -> str:
         """The text of `plan.json`."""
-        return json.dumps(
-            {
-                "format": _FORMAT,
-                "fingerprint": self.fingerprint,
-                **asdict(self.forms),
-                "predicted": dict(self.predicted),
-                "kept": {name: list(units) for name, units in self.kept.items()},
-            }
-        )
+        return json.dumps(self._raw())
+
+    def _raw(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            **asdict(self.forms),
+            "predicted": dict(self.predicted),
+            "kept": {name: list(units) for name, units in self.kept.items()},
+            **({} if self.then is None else {"then": self.then._raw()}),
+        }
+
+    def stages(self) -> tuple[Plan, ...]:
+        """The plans of all stages, each without the next."""
+        rest = () if self.then is None else self.then.stages()
+        return replace(self, then=None), *rest
 
     def save(self, path: str | Path) -> None:
         """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
@@ -117,6 +126,8 @@ def _parse(raw: Any, where: str) -> Plan:
     """A plan from parsed JSON; PlanError names the first entry that is wrong."""
     if not isinstance(raw, dict) or "format" not in raw:
         raise PlanError(f"not a plan of format {_FORMAT}", where=where, hint=_HINT)
+    if isinstance(raw.get("then"), dict) and "then" in raw["then"]:
+        raise PlanError("has more than two stages", where=where, hint=_HINT)
     if raw["format"] != _FORMAT:
         raise PlanError(
             f"plan format {raw['format']!r} is not the {_FORMAT} of this hwprune",
@@ -145,4 +156,5 @@ def _parse(raw: Any, where: str) -> Plan:
         kept={name: tuple(units) for name, units in kept.items()},
         predicted={name: float(value) for name, value in predicted.items()},
         forms=forms,
+        then=_parse(raw["then"], f"{where}: then") if "then" in raw else None,
     )

@@ -133,7 +133,9 @@ def _trials(candidates: list[tuple[int, Choice]]) -> list[set[int]]:
     """
     numbers = [i for i, _ in candidates]
     norms = {i for i, c in candidates if c.statistics.size}
-    return [*([set(numbers)] if len(numbers) > 8 else []), *({i} for i in numbers[:8]), norms]
+    together = [set(numbers)] if len(numbers) > 8 else []
+    alone = [{i} for i in numbers[:8]]
+    return [*together, *alone, *([norms] if norms not in together else [])]
 
 
 def _may_gain(choice: Choice, units: Units) -> bool:

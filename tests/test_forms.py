@@ -141,8 +141,8 @@ def test_norms_of_one_dimension_and_of_single_channels():
 
 def test_a_search_records_its_forms(tmp_path):
     torch.manual_seed(0)
-    model = Normed(2, width=32)
-    result = hwprune.prune(model, (X,), params="60%", group_norm="groups", grouped="offsets")
+    model = Normed(4, width=32)
+    result = hwprune.prune(model, (X,), params="45%", group_norm="groups", grouped="offsets")
     assert result.plan.forms == Forms(group_norm="groups", grouped="offsets")
     result.plan.save(tmp_path / "plan.json")
     again = hwprune.prune(model, (X,), plan=tmp_path / "plan.json")
@@ -150,7 +150,8 @@ def test_a_search_records_its_forms(tmp_path):
     raw = json.loads(result.plan.to_json())
     assert (raw["group_norm"], raw["grouped"], raw["branches"]) == ("groups", "offsets", False)
     torch.testing.assert_close(result.apply_to(model)(X), result.module(X))
-    assert model.first.num_groups == 1
+    assert min(model.first.num_groups, model.inner.num_groups) < 4
+    assert model.inner.num_channels == 8 * model.inner.num_groups
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -181,3 +182,20 @@ def test_pruned_norms_compile():
         artifact = hwprune.compile(result.program)
         wanted = result.module(X[:1]).detach()
         torch.testing.assert_close(torch.from_numpy(artifact(X[:1].numpy())), wanted)
+
+
+def test_the_command_line_takes_them():
+    from typer.testing import CliRunner
+
+    from hwprune.commands import app
+
+    words = ["inspect", "tests.small_net:small_net", "--input", "1,3,32,32", "--json"]
+    plain = json.loads(CliRunner().invoke(app, words).stdout)
+    assert plain["branches"] == []
+    found = json.loads(CliRunner().invoke(app, [*words, "--branches"]).stdout)
+    assert [b["name"] for b in found["branches"]] == ["branch:left.0"]
+    options = ["--grouped", "any"], ["--group-norm", "any"], ["--attention", "both"]
+    for wrong in options:
+        error = CliRunner().invoke(app, [*words, *wrong]).exception
+        assert isinstance(error, HwpruneError)
+        assert f"unknown units '{wrong[1]}'" in str(error)
