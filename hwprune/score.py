@@ -174,44 +174,48 @@ def score_branches(
     """What silencing each branch costs beside the units of the groups within: {name: (1,)}.
 
     That is one for each layer whose outputs are no units within (it adds to the stream), times
-    how strong these layers are among those of all branches.
+    how strong these layers are among those of all branches. Where there are none it is one.
     """
-    layers = {b.name: _adding(coupling, b) for b in coupling.branches}
-    strength = {name: _strength(evidence, read, importance) for name, read in layers.items()}
-    total = sum(strength.values())
-    found: dict[str, np.ndarray] = {}
-    for name, read in layers.items():
-        count = sum(len(coupling.parameter_shapes[p]) > 1 for p in read)
-        relative = strength[name] * len(strength) / total if total > 0 else 1.0
-        found[name] = np.array([count * relative])
-    return found
+    own = {b.name: _own(coupling, b) for b in coupling.branches}
+    layers = {
+        name: [n for n in mine if n.endswith("weight") and len(coupling.parameter_shapes[n]) > 1]
+        for name, mine in own.items()
+    }
+    known = {n: _strength(evidence, own[n], read, importance) for n, read in layers.items() if read}
+    mean = float(np.mean(list(known.values()))) if known else 0.0
+    return {
+        name: np.array([max(1, len(read)) * (known[name] / mean if read and mean > 0 else 1.0)])
+        for name, read in layers.items()
+    }
 
 
-def _adding(coupling: Coupling, branch: Branch) -> list[str]:
+def _own(coupling: Coupling, branch: Branch) -> list[str]:
     """The parameters of a branch whose first axis holds no unit of a group within."""
     inside = {s for g in branch.groups for s in coupling.group(g).sites}
     mine = branch.parameters & coupling.parameter_shapes.keys()
-    return sorted(p for p in mine if Site(p, 0) not in inside)
+    return sorted(n for n in mine if Site(n, 0) not in inside)
 
 
-def _strength(evidence: Evidence, names: Sequence[str], importance: str) -> float:
-    """How strong the layers of these parameters are by a criterion, for each of their outputs."""
+def _strength(
+    evidence: Evidence, own: Sequence[str], layers: Sequence[str], importance: str
+) -> float:
+    """How strong the layers of a branch that add to the stream are, for each of their outputs."""
     if importance == "random":
         return float(evidence.generator.uniform(0.5, 1.5))
-    norms = [n for n in names if n in evidence.batch_norm_weights]
-    weights = [n for n in names if evidence.tensors[n].ndim > 1]
-    chosen = norms if importance == "bn_scale" and norms else weights
-    raw: list[float] = []
-    for name in chosen:
-        tensor = evidence.tensors[name].double()
-        if importance == "taylor":
-            gradient = evidence.gradients.get(name, torch.zeros(()))
-            values = (gradient * tensor).flatten(1).sum(1).square()
-        else:
-            linear = importance == "l1" or chosen is norms
-            values = tensor.abs() if linear else tensor.square()
-        raw.append(float(values.sum()) / len(tensor))
-    return float(np.mean(raw)) if raw else 0.0
+    scales = [evidence.tensors[n].double().abs() for n in own if n in evidence.batch_norm_weights]
+    if importance == "bn_scale" and scales:
+        return float(np.mean([float(scale.mean()) for scale in scales]))
+    return float(np.mean([_energy(evidence, name, importance) for name in layers]))
+
+
+def _energy(evidence: Evidence, name: str, importance: str) -> float:
+    tensor = evidence.tensors[name].double().flatten(1)
+    if importance == "taylor":
+        gradient = evidence.gradients.get(name, torch.zeros_like(tensor)).reshape(tensor.shape)
+        values = (gradient * tensor).sum(1).square()
+    else:
+        values = tensor.abs() if importance == "l1" else tensor.square()
+    return float(values.sum()) / len(tensor)
 
 
 def _batch_norm_weights(program: Program) -> frozenset[str]:

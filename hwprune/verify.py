@@ -193,8 +193,8 @@ def _random(
 
 
 def _copy_slices(large: nn.Module, small: nn.Module, kept: _Kept) -> None:
-    """Give the smaller module the perturbed parameters' slices."""
-    source = _tensors(large)
+    """Give the smaller module the perturbed parameters' slices, by any of their names."""
+    source = _tensors(large) | dict(large.named_parameters(remove_duplicate=False))
     for name, tensor in _tensors(small).items():
         if name in source and tensor.is_floating_point():
             tensor.detach().copy_(_cut(source[name].detach(), kept.get(name, {})))
@@ -248,7 +248,7 @@ def _compare(
     expected: list[tuple[Tensor | None, Tensor | None]] = [
         (x.grad, y.grad) for x, y in zip(wanted_inputs, found_inputs, strict=True)
     ]
-    small_parameters = dict(small.named_parameters())
+    small_parameters = dict(small.named_parameters(remove_duplicate=False))
     for name, parameter in large.named_parameters():
         if name in small_parameters and parameter.grad is not None:
             grad = _cut(parameter.grad, kept.get(name, {}))

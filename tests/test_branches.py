@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hwprune.capture import capture
 from hwprune.couple import couple
 from hwprune.coupling import Coupling, Extent
 from hwprune.errors import BudgetError, CertificateError, ModelError, PlanError
+from hwprune.forms import KNOWN
 from hwprune.macs import macs
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
@@ -30,6 +32,7 @@ from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import CRITERIA, score
 from hwprune.target import load_target
 from hwprune.verify import verify
+from tests.random_networks import seeded
 
 
 class Block(nn.Module):
@@ -477,3 +480,48 @@ def test_inspect_lists_them():
     wanted = sum(p.numel() for m in (mlp.norm2, mlp.linear1, mlp.linear2) for p in m.parameters())
     assert rows["branch:layers.0.norm2"]["params"] == wanted
     assert hwprune.inspect(model, (x,))["branches"] == []
+
+
+def random_removal(program: Program, coupling: Coupling, random_: random.Random) -> Plan:
+    """Some units of every group, without some branches and what lies within."""
+    kept: dict[str, tuple[int, ...]] = {}
+    for group in coupling.groups:
+        least = min(2 if group.through_norm_statistics else 1, group.width)
+        count = random_.randint(least, group.width)
+        kept[group.name] = tuple(sorted(random_.sample(range(group.width), count)))
+    gone = {b.name for b in coupling.branches if random_.random() < 0.5}
+    for branch in coupling.branches:
+        kept.setdefault(branch.name, (0,))
+        if branch.name in gone:
+            inner = [b.name for b in coupling.branches if b.add in branch.nodes]
+            kept |= dict.fromkeys([branch.name, *branch.groups, *inner], ())
+    return Plan(fingerprint(program), kept, forms=coupling.forms)
+
+
+def test_a_weight_that_is_tied_to_one_outside_stays():
+    torch.manual_seed(0)
+    net = Around(lambda net, x: net.c(x + net.b(net.a(x).relu())))
+    net.c = nn.Linear(8, 8)
+    net.c.weight = net.a.weight
+    program = capture(net, (torch.randn(2, 4),))
+    coupling = couple(program, branches=True)
+    (branch,) = coupling.branches
+    assert branch.parameters == {"a.bias", "b.weight", "b.bias"}
+    plan = plan_of(program, coupling, {branch.name})
+    smaller = rewrite(program, coupling, plan)
+    verify(program, coupling, plan, smaller).check()
+    assert "c.weight" in dict(smaller.module.named_parameters(remove_duplicate=False))
+
+
+def test_random_networks_without_some_branches():
+    """With any form of grouped convolutions and norms."""
+    removed = 0
+    for seed in range(40):
+        random_ = random.Random(seed)
+        program = seeded(seed).program
+        forms = {n: random_.choice(KNOWN[n]) for n in ("grouped", "group_norm")}
+        coupling = couple(program, branches=True, **forms)
+        plan = random_removal(program, coupling, random_)
+        verify(program, coupling, plan, rewrite(program, coupling, plan), seed=seed).check()
+        removed += len(coupling.removed(plan.kept))
+    assert removed > 5
