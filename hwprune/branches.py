@@ -7,7 +7,7 @@ all that computes nothing but f(x): without the sum, nothing reads it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,9 +55,9 @@ def find_branches(graph: fx.Graph, coupling: Coupling) -> tuple[Branch, ...]:
     return tuple(found)
 
 
-def remove_branches(graph: fx.Graph, branches: Iterable[Branch]) -> None:
+def remove_branches(graph: fx.Graph, branches: Sequence[Branch]) -> None:
     """Put x in the place of x + f(x), and erase what only f(x) needed."""
-    for branch in branches:
+    for branch in reversed(branches):
         nodes = {n.name: n for n in graph.nodes}
         add = nodes.get(branch.add)
         if add is None:
@@ -77,7 +77,8 @@ def _in_place_of(add: fx.Node, shortcut: fx.Node, within: _Nodes) -> fx.Node:
     if _mutates(add) and add.args[0] is shortcut:
         return shortcut  # the sum lay in its memory before
     others = [u for u in shortcut.users if u is not add and u not in within]
-    if not is_written(add) and not any(_mutates(u) or is_written(u) for u in others):
+    later = any(_mutates(u) or (_is_view(u) and is_written(u)) for u in others)
+    if not later and not is_written(add):
         return shortcut
     with add.graph.inserting_before(add):
         copied = add.graph.call_function(torch.ops.aten.clone.default, (shortcut,))
@@ -151,9 +152,13 @@ def _owns(nodes: _Nodes, value: object) -> bool:
     """Whether the memory of a value was made by one of these nodes."""
     if not isinstance(value, fx.Node) or value not in nodes or value.op != "call_function":
         return False
-    schema = getattr(value.target, "_schema", None)
-    views = schema is None or any(r.alias_info is not None for r in schema.returns)
-    return not views or _owns(nodes, value.args[0])
+    return not _is_view(value) or _owns(nodes, value.args[0])
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a call's result may lie in the memory of its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)
 
 
 def _readers(graph: fx.Graph, coupling: Coupling) -> _Names:

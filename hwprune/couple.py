@@ -14,7 +14,7 @@ from torch import fx
 
 from hwprune.branches import find_branches
 from hwprune.coupling import Axis, Branch, Coupling, Extent, Frozen, Group, Site
-from hwprune.forms import USUAL, Forms
+from hwprune.forms import AUTO, HEADS, USUAL, Forms
 from hwprune.grouping import build_coupling
 from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
@@ -26,13 +26,20 @@ from hwprune.rules.settle import leave_batch, settle
 __all__ = ["Axis", "Branch", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
 
 
-def couple(program: Program, **options: Any) -> Coupling:
+def couple(
+    program: Program,
+    *,
+    attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
+) -> Coupling:
     """Find which channels of a program can be removed together, and which must stay.
 
-    `options` choose among forms of units, by the names of `Forms`. Deterministic; the answer is
-    the same for a program and `specialize(program)`. Raises HwpruneError for an unknown form.
+    The options choose among forms of units (`Forms`). Deterministic; the answer is the same for a
+    program and `specialize(program)`. Raises HwpruneError for an unknown form.
     """
-    forms = Forms.of(options)
+    forms = Forms(attention, grouped, group_norm, branches).checked()
     tracer = trace(program, forms)
     coupling = build_coupling(tracer)
     if not forms.branches:

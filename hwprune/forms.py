@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,11 +18,10 @@ class Forms:
     """The options of the units; a plan records those that it was made with.
 
     `attention`: "heads", "head_dim" (the same channel of every head), or for a search "both", one
-    after the other. `grouped`: of a grouped
-    convolution "groups" (whole groups), "offsets" (the same channels of each group) or "auto"
-    (whichever leaves more units). `group_norm`: "groups" (whole norm groups), "evenly" (the same
-    channels of each, whose statistics then run over fewer) or "auto". `branches`: whether
-    residual branches may be removed whole.
+    after the other. `grouped`: of a grouped convolution "groups" (whole groups), "offsets" (the
+    same channels of each group) or "auto" (whichever leaves more units). `group_norm`: "groups"
+    (whole norm groups), "evenly" (the same channels of each, whose statistics then run over fewer)
+    or "auto". `branches`: whether residual branches may be removed whole.
     """
 
     attention: str = HEADS
@@ -35,20 +35,23 @@ class Forms:
             return (self,)
         return replace(self, attention=HEADS), replace(self, attention=HEAD_DIM)
 
-    @staticmethod
-    def of(options: dict[str, Any], *, search: bool = False) -> Forms:
-        """The forms of these options, the others as usual. HwpruneError for what there is not.
+    def checked(self, *, search: bool = False) -> Forms:
+        """These forms; HwpruneError for one that there is not.
 
         A `search` may take "both" forms of an attention, a single plan has one.
         """
-        forms = Forms(**{f.name: options[f.name] for f in fields(Forms) if f.name in options})
         for name, known in KNOWN.items():
             known = (*known, BOTH) if search and name == "attention" else known
-            word = getattr(forms, name)
-            if not any(word is k if isinstance(k, bool) else word == k for k in known):
+            word = getattr(self, name)
+            if type(word) is not type(known[0]) or word not in known:
                 listed = " or ".join(str(k).lower() for k in known)
                 raise HwpruneError(f"unknown units {word!r}", where=name, hint=listed)
-        return forms
+        return self
+
+    @staticmethod
+    def read(raw: Mapping[str, Any]) -> Forms:
+        """The forms in the data of a plan; usual ones where it has none. Raises HwpruneError."""
+        return Forms(**{f.name: raw[f.name] for f in fields(Forms) if f.name in raw}).checked()
 
 
 USUAL = Forms()

@@ -99,7 +99,7 @@ def prune(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
     )
     check_recovery(recover, calibrate is not None)
-    forms = _forms(attention, grouped, group_norm, branches, search=True).stages()
+    forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
@@ -168,7 +168,7 @@ def inspect(
     name: str = "",
 ) -> dict[str, Any]:
     """Groups with their members, removable branches, and what is frozen and why."""
-    forms = _forms(attention, grouped, group_norm, branches)
+    forms = Forms(attention, grouped, group_norm, branches).checked()
     program = _capture(model, inputs, name)
     return describe_groups(program, couple(program, **asdict(forms)))
 
@@ -187,7 +187,7 @@ def profile(
     name: str = "",
 ) -> ProfileResult:
     """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
-    forms = _forms(attention, grouped, group_norm, branches)
+    forms = Forms(attention, grouped, group_norm, branches).checked()
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
@@ -198,14 +198,6 @@ def profile(
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
-
-
-def _forms(
-    attention: str, grouped: str, group_norm: str, branches: bool, *, search: bool = False
-) -> Forms:
-    """The options of the units. Raises HwpruneError for a form that there is not."""
-    words = {"attention": attention, "grouped": grouped, "group_norm": group_norm}
-    return Forms.of({**words, "branches": branches}, search=search)
 
 
 def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:

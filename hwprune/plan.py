@@ -143,7 +143,7 @@ def _parse(raw: Any, where: str) -> Plan:
     if not numbers:
         raise PlanError("'predicted' does not map names to numbers", where=where)
     try:
-        forms = Forms.of(raw)
+        forms = Forms.read(raw)
     except HwpruneError as error:
         raise PlanError(f"'{error.where}': {error.what}", where=where, hint=error.hint) from error
     for name, units in kept.items():

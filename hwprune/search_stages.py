@@ -101,6 +101,10 @@ def _units_left(done: Sequence[Searched]) -> dict[str, tuple[int, ...]]:
                 alive &= np.isin(index, listed).all(axis=1)
         if alive.any():
             kept[group.name] = tuple(np.flatnonzero(alive).tolist())
+    there = dict(done[-1].outcome.program.module.named_parameters(remove_duplicate=False))
+    for branch in done[0].prepared.coupling.branches:
+        if not branch.parameters & there.keys():
+            kept |= dict.fromkeys((branch.name, *branch.groups), ())
     return kept
 
 
