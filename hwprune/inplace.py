@@ -45,6 +45,7 @@ def apply_in_place(model: nn.Module, dense: Program, smaller: Program) -> nn.Mod
     it is then as it was.
     """
     _check_same(model, dense)
+    _check_whole(dense, smaller)
     change = _change(model, dense, smaller)
     trial = copy.deepcopy(model)
     _make(trial, change)
@@ -74,6 +75,18 @@ def _check_same(model: nn.Module, dense: Program) -> None:
                 f"{tuple(parameter.shape)}",
                 where=name,
                 hint="pass the model as it was before pruning",
+            )
+
+
+def _check_whole(dense: Program, smaller: Program) -> None:
+    """ModelError if the smaller program has lost whole layers: Python would still call them."""
+    left = dict(smaller.module.named_parameters(remove_duplicate=False))
+    for name, _ in dense.module.named_parameters():
+        if name not in left:
+            raise ModelError(
+                "belongs to a branch that was removed whole, which the model's Python still calls",
+                where=name,
+                hint="take result.module or model.pt2, or prune without branches",
             )
 
 

@@ -6,28 +6,41 @@ normalises over those that are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from hwprune.coupling import Coupling
+from hwprune.coupling import Branch, Coupling
 from hwprune.rules.engine import argument, operator_names
 from hwprune.rules.reduction import is_mean_square
 
 
+def silence_branches(module: fx.GraphModule, branches: Iterable[Branch]) -> None:
+    """Multiply what residual branches add by zero."""
+    nodes = {n.name: n for n in module.graph.nodes}
+    for branch in branches:
+        add, output = nodes[branch.add], nodes[branch.output]
+        with module.graph.inserting_before(add):
+            silent = module.graph.call_function(torch.ops.aten.mul.Tensor, (output, 0.0))
+        add.replace_input_with(output, silent)
+    module.recompile()
+
+
 def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) -> int:
-    """Make every normalisation over the last dimension ignore what is removed; how many do."""
+    """Make every normalisation over channels ignore those that are removed; how many do."""
     changed = 0
     for node in list(module.graph.nodes):
         function = _MASKED.get(operator_names(node)[1]) if node.op == "call_function" else None
         if function is None or (function is _mean and not is_mean_square(node)):
             continue
         x: Any = node.args[0]
-        kept = coupling.kept(x.name, len(coupling.shapes[x.name]) - 1, mask)
-        if kept is None or bool(kept.all()):
+        channel = 1 if function is _group_norm else len(coupling.shapes[x.name]) - 1
+        kept = coupling.kept(x.name, channel, mask)
+        groups: Any = node.args[1] if function is _group_norm else 1
+        if kept is None or not _split(kept, groups):
             continue
         name = f"_kept_{node.name}"
         module.register_buffer(name, torch.from_numpy(kept.astype(np.float64)))
@@ -38,6 +51,12 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
         changed += 1
     module.recompile()
     return changed
+
+
+def _split(kept: np.ndarray, groups: int) -> bool:
+    """Whether statistics run over kept and removed channels together."""
+    counts = kept.reshape(groups, -1).sum(axis=1)
+    return bool(((counts > 0) & (counts < len(kept) // groups)).any())
 
 
 def plain_batch_norms(module: fx.GraphModule) -> None:
@@ -59,6 +78,9 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
     name = operator_names(node)[1]
     if name == "mean":
         return ()
+    if name == "group_norm":
+        names = ((1, "num_groups"), (2, "weight"), (3, "bias"))
+        return (*(argument(node, *place) for place in names), argument(node, 4, "eps", 1e-5))
     weight = argument(node, 2, "weight")
     if name == "rms_norm":
         return weight, argument(node, 3, "eps")
@@ -85,6 +107,25 @@ def _layer_norm(
     return y if bias is None else y + bias * keep
 
 
+def _group_norm(
+    x: Tensor,
+    keep: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    flat, mask = x.reshape(len(x), groups, -1), keep.reshape(-1, *[1] * (x.ndim - 2))
+    mask = mask.expand(x.shape[1:]).reshape(1, groups, -1)
+    count = mask.sum(-1, keepdim=True).clamp_min(1.0)
+    centred = (flat - (flat * mask).sum(-1, keepdim=True) / count) * mask
+    variance = centred.square().sum(-1, keepdim=True) / count
+    y = (centred * (variance + eps).rsqrt()).reshape(x.shape)
+    shape = [-1] + [1] * (x.ndim - 2)
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + (bias * keep).reshape(shape)
+
+
 def _rms_norm(x: Tensor, keep: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     x = x * keep
     least = torch.finfo(x.dtype).eps if eps is None else eps
@@ -99,5 +140,6 @@ def _mean(x: Tensor, keep: Tensor) -> Tensor:
 _MASKED: dict[str, Callable[..., Tensor]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
     "mean": _mean,
 }

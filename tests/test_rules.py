@@ -85,6 +85,9 @@ FREE = {
     "prelu_shared": (nn.PReLU(), 12, 12),
     "batch_norm": (nn.BatchNorm2d(12), 12, 12),
     "instance_norm": (nn.InstanceNorm2d(12, affine=True), 12, 12),
+    "group_norm": (nn.GroupNorm(3, 12), 12, 12),
+    "group_norm_whole": (nn.GroupNorm(6, 12, affine=False), 12, 12),
+    "group_norm_of_one": (nn.GroupNorm(1, 12), 12, 12),
     "max_pool": (nn.MaxPool2d(2), 12, 12),
     "adaptive": (nn.AdaptiveMaxPool2d(3), 12, 12),
     "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), 12, 12),
@@ -124,7 +127,6 @@ FREE = {
 
 FROZEN = {
     "softmax": (nn.Softmax(1), 12, 12),
-    "group_norm": (nn.GroupNorm(3, 12), 12, 12),
     "layer_norm": (nn.LayerNorm([12, 8, 8]), 12, 12),
     "channel_mean": (Func(lambda x: x - x.mean(1, keepdim=True)), 12, 12),
     "roll": (Func(lambda x: x.roll(1, 1)), 12, 12),

@@ -185,12 +185,14 @@ def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Fa
     return _emit(tracer, node, (), first, channel, bias)
 
 
-def _same_group(labels: np.ndarray, groups: int) -> Edges:
+def same_group(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of all channels of each group."""
     table = labels.reshape(groups, -1)
     return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
 
 
-def _same_offset(labels: np.ndarray, groups: int) -> Edges:
+def same_offset(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of the channels that have the same place in their groups."""
     table = labels.reshape(groups, -1)
     return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
 
@@ -208,16 +210,16 @@ def _grouped(
         tracer.freeze(data, node, "a single output channel")
         return
     heads = output.reshape(groups, -1)[:, 0]
-    wholes: list[Edges] = [_same_group(output, groups)]
-    offsets: list[Edges] = [_same_offset(output, groups)]
+    wholes: list[Edges] = [same_group(output, groups)]
+    offsets: list[Edges] = [same_offset(output, groups)]
     stay: Sequence[np.ndarray] = [within] if within is not None else []
     if data is None:
         tracer.freeze(within, node, NO_CHANNELS)
         stay = [*stay, output]
     else:
         table = data.reshape(groups, -1)
-        wholes += [_same_group(data, groups), (table[:, 0], heads)]
-        offsets += [_same_offset(data, groups)]
+        wholes += [same_group(data, groups), (table[:, 0], heads)]
+        offsets += [same_offset(data, groups)]
         if within is not None:
             offsets += [(table[0], within)]
         else:
@@ -226,7 +228,9 @@ def _grouped(
     per_group = 0 if offsets is wholes else len(output) // groups
     reason = NO_CHANNELS if data is None else ""
     tracer.choices.append(
-        Choice(node, tuple(wholes), tuple(offsets), output, per_group, whole_only, reason)
+        Choice(
+            node, "grouped", tuple(wholes), tuple(offsets), output, per_group, whole_only, reason
+        )
     )
 
 
@@ -243,6 +247,6 @@ def _grouped_transposed(
     if second is not None or data is None or first is None:
         raise UnsupportedForm("grouped transposed convolution with several outputs a group")
     tracer.unite(data, first)
-    a, b = _same_group(first, groups)
+    a, b = same_group(first, groups)
     tracer.unite(a, b)
     return _emit(tracer, node, (), first.reshape(groups, -1)[:, 0], channel, bias)

@@ -2,7 +2,7 @@
 
 A dimension that both operands carry along (the batch, heads, windows) indexes independent
 products. Where labels vary over it and over a multiplied dimension together, they are channels of
-heads: what a unit is, is chosen (`Tracer.attention`).
+heads: what a unit is, is chosen (`Tracer.forms`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from hwprune.coupling import HEADS
+from hwprune.forms import HEADS
 from hwprune.rules.engine import (
     Factors,
     Tracer,
@@ -77,13 +77,13 @@ def _by_unit(tracer: Tracer, node: fx.Node, x: Operand, carried: Sequence[str]) 
     for factor in x.factors:
         over = set(varying(factor))
         if over & heads and over - heads:
-            gone = sorted(over - heads if tracer.attention == HEADS else over & heads)
+            gone = sorted(over - heads if tracer.forms.attention == HEADS else over & heads)
             first = factor.take([0], axis=gone[0])
             for dim in gone[1:]:
                 first = first.take([0], axis=dim)
             tracer.merge(*(v.ravel() for v in np.broadcast_arrays(first, factor)))
             factors.append(first)
-        elif over & heads and tracer.attention != HEADS:
+        elif over & heads and tracer.forms.attention != HEADS:
             tracer.freeze(factor, node, "heads stay whole where units are channels of heads")
         else:
             factors.append(factor)
@@ -208,7 +208,7 @@ def vanishes(arg: Any, depth: int = 0) -> bool:
     if name in _WEIGHTED:
         return True
     tensors = arg.all_input_nodes
-    if name in ("layer_norm", "rms_norm", "batch_norm"):
+    if name in ("layer_norm", "rms_norm", "group_norm", "batch_norm"):
         position = 1 if name == "batch_norm" else 2
         return isinstance(argument(arg, position, "weight"), fx.Node)
     if name == "mul":
