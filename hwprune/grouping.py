@@ -169,7 +169,8 @@ def _through_statistics(
     groups: tuple[Group, ...], components: list[np.ndarray], tracer: Tracer, units: Units
 ) -> tuple[Group, ...]:
     """The groups, marked where the statistics of a normalisation run over their units."""
-    over = np.concatenate([*(units.component[v] for v in tracer.statistics), np.zeros(0, np.int64)])
+    found = [np.unique(units.component[v]) for v in tracer.statistics]
+    over = np.concatenate([*(c for c in found if len(c) > 1), np.zeros(0, np.int64)])
     return tuple(
         replace(g, through_norm_statistics=bool(np.isin(c, over).any()))
         for g, c in zip(groups, components, strict=True)

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, fx
 
 from hwprune.coupling import Coupling
+from hwprune.rules.elementwise import standardises
 from hwprune.rules.engine import argument, operator_names
-from hwprune.rules.reduction import is_mean_square
+from hwprune.rules.reduction import mean_dim
 
 
 def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) -> int:
-    """Make every normalisation over the last dimension ignore what is removed; how many do."""
+    """Make every normalisation over channels ignore what is removed; how many do."""
     changed = 0
     for node in list(module.graph.nodes):
-        function = _MASKED.get(operator_names(node)[1]) if node.op == "call_function" else None
-        if function is None or (function is _mean and not is_mean_square(node)):
+        dim = statistics_dim(node)
+        if dim is None:
             continue
         x: Any = node.args[0]
-        kept = coupling.kept(x.name, len(coupling.shapes[x.name]) - 1, mask)
+        kept = coupling.kept(x.name, dim % len(coupling.shapes[x.name]), mask)
         if kept is None or bool(kept.all()):
             continue
         name = f"_kept_{node.name}"
@@ -34,10 +35,20 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
         with module.graph.inserting_before(node):
             keep = module.graph.get_attr(name)
         node.args = (x, keep, *_arguments(node))
-        node.target, node.kwargs = function, {}
+        node.target, node.kwargs = _MASKED[operator_names(node)[1]], {}
         changed += 1
     module.recompile()
     return changed
+
+
+def statistics_dim(node: fx.Node) -> int | None:
+    """The dimension whose channels a call's statistics run over; None where there is none."""
+    name = operator_names(node)[1] if node.op == "call_function" else ""
+    if name in ("layer_norm", "rms_norm") or (name == "batch_norm" and standardises(node)):
+        return -1
+    if name == "group_norm":
+        return 1
+    return mean_dim(node) if name == "mean" else None
 
 
 def plain_batch_norms(module: fx.GraphModule) -> None:
@@ -58,8 +69,12 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
     """What a masked normalisation takes beside the value and the mask."""
     name = operator_names(node)[1]
     if name == "mean":
-        return ()
+        return mean_dim(node), bool(argument(node, 2, "keepdim", False))
+    if name == "batch_norm":
+        return node.args[1], node.args[2], node.args[7]
     weight = argument(node, 2, "weight")
+    if name == "group_norm":
+        return weight, argument(node, 3, "bias"), node.args[1], argument(node, 4, "eps", 1e-5)
     if name == "rms_norm":
         return weight, argument(node, 3, "eps")
     return weight, argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
@@ -85,6 +100,30 @@ def _layer_norm(
     return y if bias is None else y + bias * keep
 
 
+def _group_norm(
+    x: Tensor, keep: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> Tensor:
+    channels = [1, -1] + [1] * (x.ndim - 2)
+    rows = x.reshape(len(x), groups, len(keep) // groups, -1)
+    kept = keep.reshape(1, groups, -1, 1)
+    count = (kept.sum(2, keepdim=True) * rows.shape[-1]).clamp(min=1)  # a whole group may go
+    centred = (rows - (rows * kept).sum((2, 3), keepdim=True) / count) * kept
+    variance = centred.square().sum((2, 3), keepdim=True) / count
+    y = (centred * (variance + eps).rsqrt()).reshape(x.shape)
+    y = y if weight is None else y * weight.reshape(channels)
+    return y if bias is None else y + (bias * keep).reshape(channels)
+
+
+def _standardise(
+    x: Tensor, keep: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    count = keep.sum() * len(x)
+    centred = (x - (x * keep).sum((0, 2), keepdim=True) / count) * keep
+    y = centred * (centred.square().sum((0, 2), keepdim=True) / count + eps).rsqrt()
+    y = y if weight is None else y * weight[:, None]
+    return y if bias is None else y + bias[:, None] * keep
+
+
 def _rms_norm(x: Tensor, keep: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     x = x * keep
     least = torch.finfo(x.dtype).eps if eps is None else eps
@@ -92,12 +131,15 @@ def _rms_norm(x: Tensor, keep: Tensor, weight: Tensor | None, eps: float | None)
     return y if weight is None else y * weight
 
 
-def _mean(x: Tensor, keep: Tensor) -> Tensor:
-    return (x * keep).sum(-1, keepdim=True) / keep.sum()
+def _mean(x: Tensor, keep: Tensor, dim: int, keepdim: bool) -> Tensor:
+    mean = x.movedim(dim, -1) @ keep / keep.sum()
+    return mean.unsqueeze(dim) if keepdim else mean
 
 
 _MASKED: dict[str, Callable[..., Tensor]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "mean": _mean,
+    "batch_norm": _standardise,
+    "group_norm": _group_norm,
 }

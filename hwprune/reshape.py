@@ -67,6 +67,9 @@ def _aten(workload: Workload, shaped: Workload) -> Workload:
     if workload.attr("target") in SIZED:
         call["args"][1] = list(shaped.output.shape)
         return _with(shaped, args=json.dumps(call, sort_keys=True))
+    if workload.attr("target") == "aten.group_norm.default":
+        call["args"][1] = _groups(call["args"][1], workload.output.shape[1], shaped.output.shape[1])
+        return _with(shaped, args=json.dumps(call, sort_keys=True))
     changed = {
         old
         for before, after in zip(_shapes(workload), _shapes(shaped), strict=True)
@@ -76,6 +79,15 @@ def _aten(workload: Workload, shaped: Workload) -> Workload:
     if changed & set(_numbers(call)):
         raise LoweringError(f"cannot re-derive the sizes in {workload.attr('target')}")
     return shaped
+
+
+def _groups(groups: int, before: int, after: int) -> int:
+    """As many groups of a normalisation of fewer channels, or else groups as long as they were."""
+    if after % groups == 0:
+        return groups
+    if after % (before // groups):
+        raise LoweringError(f"{after} channels are no groups of {before // groups}")
+    return after // (before // groups)
 
 
 def _shapes(workload: Workload) -> list[Shape]:

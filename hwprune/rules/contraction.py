@@ -19,9 +19,11 @@ from hwprune.rules.engine import (
     argument,
     operator_names,
     rule,
+    same_group,
+    same_offset,
     shape_of,
 )
-from hwprune.rules.product import NO_CHANNELS, products
+from hwprune.rules.product import NO_CHANNELS, products, vanishes
 
 _MOVES = frozenset(
     [
@@ -69,8 +71,8 @@ def is_weight(arg: Any) -> bool:
 
 def _weight(tracer: Tracer, node: fx.Node, position: int) -> fx.Node:
     weight = node.args[position]
-    if not isinstance(weight, fx.Node) or not is_weight(weight):
-        raise UnsupportedForm("the weight is computed, not a parameter")
+    if not isinstance(weight, fx.Node) or not (is_weight(weight) or vanishes(weight)):
+        raise UnsupportedForm("the weight is computed and may be nonzero in silenced channels")
     return weight
 
 
@@ -185,16 +187,6 @@ def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Fa
     return _emit(tracer, node, (), first, channel, bias)
 
 
-def _same_group(labels: np.ndarray, groups: int) -> Edges:
-    table = labels.reshape(groups, -1)
-    return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
-
-
-def _same_offset(labels: np.ndarray, groups: int) -> Edges:
-    table = labels.reshape(groups, -1)
-    return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
-
-
 def _grouped(
     tracer: Tracer,
     node: fx.Node,
@@ -208,16 +200,16 @@ def _grouped(
         tracer.freeze(data, node, "a single output channel")
         return
     heads = output.reshape(groups, -1)[:, 0]
-    wholes: list[Edges] = [_same_group(output, groups)]
-    offsets: list[Edges] = [_same_offset(output, groups)]
+    wholes: list[Edges] = [same_group(output, groups)]
+    offsets: list[Edges] = [same_offset(output, groups)]
     stay: Sequence[np.ndarray] = [within] if within is not None else []
     if data is None:
         tracer.freeze(within, node, NO_CHANNELS)
         stay = [*stay, output]
     else:
         table = data.reshape(groups, -1)
-        wholes += [_same_group(data, groups), (table[:, 0], heads)]
-        offsets += [_same_offset(data, groups)]
+        wholes += [same_group(data, groups), (table[:, 0], heads)]
+        offsets += [same_offset(data, groups)]
         if within is not None:
             offsets += [(table[0], within)]
         else:
@@ -243,6 +235,6 @@ def _grouped_transposed(
     if second is not None or data is None or first is None:
         raise UnsupportedForm("grouped transposed convolution with several outputs a group")
     tracer.unite(data, first)
-    a, b = _same_group(first, groups)
+    a, b = same_group(first, groups)
     tracer.unite(a, b)
     return _emit(tracer, node, (), first.reshape(groups, -1)[:, 0], channel, bias)

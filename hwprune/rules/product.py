@@ -191,11 +191,21 @@ _ALL_ZERO = frozenset(
         "bmm", "matmul", "square", "sum", "mean", "index",
     ]
 )  # fmt: skip
-_FIRST_ZERO = frozenset(["div", "constant_pad_nd"])
+_FIRST_ZERO = frozenset(["div", "constant_pad_nd", "reshape_as", "view_as"])
 _WEIGHTED = frozenset(
     ["linear", "mm", "addmm", "embedding", "conv1d", "conv2d", "conv3d", "convolution"]
 )
 _DEEP = 40
+
+
+def _norm_vanishes(node: fx.Node, depth: int) -> bool:
+    """Whether a batch norm's scale and shift vanish; without a scale, what it centres by itself."""
+    x, scale, shift, mean = node.args[:4]
+    if shift is not None and not vanishes(shift, depth + 1):
+        return False
+    if scale is not None:
+        return vanishes(scale, depth + 1)
+    return mean is None and vanishes(x, depth + 1)
 
 
 def vanishes(arg: Any, depth: int = 0) -> bool:
@@ -208,9 +218,10 @@ def vanishes(arg: Any, depth: int = 0) -> bool:
     if name in _WEIGHTED:
         return True
     tensors = arg.all_input_nodes
-    if name in ("layer_norm", "rms_norm", "batch_norm"):
-        position = 1 if name == "batch_norm" else 2
-        return isinstance(argument(arg, position, "weight"), fx.Node)
+    if name in ("layer_norm", "rms_norm"):
+        return isinstance(argument(arg, 2, "weight"), fx.Node)
+    if name == "batch_norm":
+        return _norm_vanishes(arg, depth)
     if name == "mul":
         return any(vanishes(x, depth + 1) for x in tensors)
     if name == "scaled_dot_product_attention":

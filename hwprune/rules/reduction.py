@@ -14,7 +14,9 @@ from hwprune.rules.engine import (
     Outputs,
     Tracer,
     UnsupportedForm,
+    along,
     argument,
+    by_group,
     operator_names,
     rule,
     shape_of,
@@ -48,41 +50,36 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
     return tuple(f.squeeze(tuple(dims)) if dims else f for f in factors)
 
 
-@rule("sum", "mean", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
+@rule("sum", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
-    if is_mean_square(node):
-        return _mean_square(tracer, node)
     return _reduced(
         tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
     )
 
 
-def is_mean_square(node: fx.Node) -> bool:
-    """Whether a call is the mean of squares over the last dimension, as RMS norms begin."""
-    if operator_names(node)[1] != "mean" or not argument(node, 2, "keepdim", False):
-        return False
-    x = node.args[0]
-    value = tensor_value(x) if isinstance(x, fx.Node) and x.op == "call_function" else None
-    if value is None or not isinstance(x, fx.Node):
-        return False
-    name = operator_names(x)[1]
-    squared = (
-        name == "square"
-        or (name == "pow" and x.args[1] == 2)
-        or (name == "mul" and x.args[0] is x.args[1])
+@rule("mean")
+def mean(tracer: Tracer, node: fx.Node) -> Factors:
+    """`mean(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
+    x, dim = node.args[0], mean_dim(node)
+    if dim is not None:
+        ndim = len(shape_of(x))
+        alone = [f for f in tracer.of(x) if varying(f) == (dim,)]
+        tracer.statistics += [f.ravel() for f in alone]
+        if alone:
+            others = tuple(f for f in tracer.of(x) if f.shape[dim] == 1)
+            keeps = len(shape_of(node)) == ndim
+            return others if keeps else tuple(f.squeeze(dim) for f in others)
+    return _reduced(
+        tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
     )
-    return squared and _dims(argument(node, 1, "dim"), value.ndim) == [value.ndim - 1]
 
 
-def _mean_square(tracer: Tracer, node: fx.Node) -> Factors:
-    """The mean over the channels that stay; of a head, all channels stay."""
-    factors = tracer.of(node.args[0])
-    for factor in factors:
-        if varying(factor) == (factor.ndim - 1,):
-            tracer.statistics.append(factor.ravel())
-            return tuple(f for f in factors if f is not factor)
-    return tracer.fix_dim(factors, len(shape_of(node)) - 1, node, _STATISTICS)
+def mean_dim(node: fx.Node) -> int | None:
+    """The one dimension that a mean runs over, as in norms that are written out; else None."""
+    value = tensor_value(node.args[0])  # type: ignore[arg-type]
+    dims = [] if value is None else _dims(argument(node, 1, "dim"), value.ndim)
+    return dims[0] if len(dims) == 1 else None
 
 
 @rule("var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "norm")
@@ -130,10 +127,19 @@ def layer_norm(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("group_norm")
 def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
-    """Statistics over groups of channels: those must stay."""
-    for arg in node.args[2:]:
-        tracer.freeze_value(arg, node, _STATISTICS)
-    return _pinned(tracer, node, node.args[0], list(range(1, len(shape_of(node)))), _STATISTICS)
+    """Statistics over each group of channels: whole groups go, or as many channels of each."""
+    factors = _pinned(tracer, node, node.args[0], range(2, len(shape_of(node))), _STATISTICS)
+    labels, groups = tracer.vector(factors, 1), int(node.args[1])  # type: ignore[arg-type]
+    for arg in node.args[2:4]:
+        if isinstance(arg, fx.Node):
+            tracer.unite_axes(labels, tracer.vector(tracer.of(arg), 0), node, _STATISTICS)
+    if labels is None:
+        return factors
+    table = labels.reshape(groups, -1)
+    tracer.statistics.extend(table)
+    if groups > 1:
+        tracer.choices.append(by_group(node, labels, groups))
+    return tuple(along(labels, 1, f.ndim) if f.shape[1] > 1 else f for f in factors)
 
 
 _WINDOWS = [

@@ -123,6 +123,15 @@ def normalized_shape(sizes: Resizing, node: fx.Node) -> None:
     node.update_arg(1, _resized(sizes, node, listed, first))
 
 
+@resizer("group_norm")
+def group_norm(sizes: Resizing, node: fx.Node) -> None:
+    """The number of groups, where whole groups went."""
+    kept = sizes.kept(node, 1)
+    if kept is not None:
+        groups = kept.reshape(int(node.args[1]), -1)  # type: ignore[arg-type]
+        node.update_arg(1, int(groups.any(1).sum()))
+
+
 @resizer("scaled_dot_product_attention")
 def attention(sizes: Resizing, node: fx.Node) -> None:
     """The softmax keeps the scale that it was trained with."""
