@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from hwprune.coupling import Coupling
 from hwprune.rules.elementwise import standardises
 from hwprune.rules.engine import argument, operator_names
-from hwprune.rules.reduction import mean_dim
+from hwprune.rules.reduction import statistic_dim
 
 
 def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) -> int:
@@ -48,7 +48,7 @@ def statistics_dim(node: fx.Node) -> int | None:
         return -1
     if name == "group_norm":
         return 1
-    return mean_dim(node) if name == "mean" else None
+    return statistic_dim(node) if name in ("mean", "amax", "amin") else None
 
 
 def plain_batch_norms(module: fx.GraphModule) -> None:
@@ -68,8 +68,8 @@ def plain_batch_norms(module: fx.GraphModule) -> None:
 def _arguments(node: fx.Node) -> tuple[Any, ...]:
     """What a masked normalisation takes beside the value and the mask."""
     name = operator_names(node)[1]
-    if name == "mean":
-        return mean_dim(node), bool(argument(node, 2, "keepdim", False))
+    if name in ("mean", "amax", "amin"):
+        return statistic_dim(node), bool(argument(node, 2, "keepdim", False))
     if name == "batch_norm":
         return node.args[1], node.args[2], node.args[7]
     weight = argument(node, 2, "weight")
@@ -136,10 +136,20 @@ def _mean(x: Tensor, keep: Tensor, dim: int, keepdim: bool) -> Tensor:
     return mean.unsqueeze(dim) if keepdim else mean
 
 
+def _amax(x: Tensor, keep: Tensor, dim: int, keepdim: bool) -> Tensor:
+    return x.index_select(dim, keep.nonzero().reshape(-1)).amax(dim, keepdim)
+
+
+def _amin(x: Tensor, keep: Tensor, dim: int, keepdim: bool) -> Tensor:
+    return x.index_select(dim, keep.nonzero().reshape(-1)).amin(dim, keepdim)
+
+
 _MASKED: dict[str, Callable[..., Tensor]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "mean": _mean,
+    "amax": _amax,
+    "amin": _amin,
     "batch_norm": _standardise,
     "group_norm": _group_norm,
 }

@@ -197,6 +197,8 @@ _FORMS: dict[str, tuple[Any, ...]] = {
     ),
     "group_norm#of_one_group": (_x(2, 4, 3), 1, _x(4), _x(4)),
     "group_norm#of_single_channels": (_x(2, 4, 3), 4),
+    "conv1d#of_single_positions": (_x(2, 4, 6), _x(5, 4, 1), _x(5)),
+    "conv2d#of_single_rows": (_x(2, 4, 5, 6), _x(8, 2, 1, 3), None, [1, 1], [0, 1], [1, 1], 2),
     "mean#within": (_x(4, 5, 6), [1]),
     "mean#of_all": (_x(4, 6), [0, 1]),
 }  # fmt: skip

@@ -50,7 +50,7 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
     return tuple(f.squeeze(tuple(dims)) if dims else f for f in factors)
 
 
-@rule("sum", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
+@rule("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
     return _reduced(
@@ -58,25 +58,21 @@ def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     )
 
 
-@rule("mean")
-def mean(tracer: Tracer, node: fx.Node) -> Factors:
-    """`mean(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
-    x, dim = node.args[0], mean_dim(node)
-    if dim is not None:
-        ndim = len(shape_of(x))
-        alone = [f for f in tracer.of(x) if varying(f) == (dim,)]
-        tracer.statistics += [f.ravel() for f in alone]
-        if alone:
-            others = tuple(f for f in tracer.of(x) if f.shape[dim] == 1)
-            keeps = len(shape_of(node)) == ndim
-            return others if keeps else tuple(f.squeeze(dim) for f in others)
-    return _reduced(
-        tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
-    )
+@rule("mean", "amax", "amin")
+def statistic(tracer: Tracer, node: fx.Node) -> Factors:
+    """`op(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
+    dim, factors = statistic_dim(node), tracer.of(node.args[0])
+    alone = [f for f in factors if varying(f) == (dim,)]
+    if dim is None or not alone:
+        return reduce(tracer, node)
+    tracer.statistics += [f.ravel() for f in alone]
+    others = tuple(f for f in factors if f.shape[dim] == 1)
+    keeps = len(shape_of(node)) == len(shape_of(node.args[0]))
+    return others if keeps else tuple(f.squeeze(dim) for f in others)
 
 
-def mean_dim(node: fx.Node) -> int | None:
-    """The one dimension that a mean runs over, as in norms that are written out; else None."""
+def statistic_dim(node: fx.Node) -> int | None:
+    """The one dimension that a mean or a maximum runs over; else None."""
     value = tensor_value(node.args[0])  # type: ignore[arg-type]
     dims = [] if value is None else _dims(argument(node, 1, "dim"), value.ndim)
     return dims[0] if len(dims) == 1 else None
