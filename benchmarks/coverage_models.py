@@ -1,8 +1,6 @@
 """Every architecture family of torchvision and timm, as modules with random weights and inputs.
 
-Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input.
-A third library joins by a module `benchmarks.coverage_transformers` with a function `models()`.
-"""
+Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input."""
 
 from __future__ import annotations
 
@@ -40,8 +38,7 @@ def families() -> list[Family]:
     declare()
     listed: list[Family] = []
     for library, find in _FAMILIES.items():
-        module = _TRANSFORMERS if library == "transformers" else library
-        if importlib.util.find_spec(module) is not None:
+        if importlib.util.find_spec(library) is not None:
             found = find()
             listed += [Family(library, name, tuple(sorted(found[name]))) for name in sorted(found)]
     return listed
