@@ -1,6 +1,7 @@
-"""Every architecture family of torchvision and timm, as modules with random weights and inputs.
+"""Every architecture family of torchvision, timm and transformers, as modules with random weights and inputs.
 
-Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input."""
+Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,6 @@ from examples.torchvision_ops import declare
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)  # pixels; from 96 on, 32 fit thrice
 LARGE_INPUT = 320  # pixels; a model whose own input is larger is asked for a smaller one
 SMALLER_INPUT = 256  # what it is asked for: windows of 7 and 8 and patches of 14 and 16 are padded
-_TRANSFORMERS = "benchmarks.coverage_transformers"
 Inputs = tuple[Tensor, ...]
 
 
@@ -93,7 +93,7 @@ def _timm_families() -> dict[str, list[str]]:
 
 
 def _transformers() -> dict[str, tuple[str, Callable[[], tuple[nn.Module, Inputs]]]]:
-    listed = importlib.import_module(_TRANSFORMERS).models()
+    listed = importlib.import_module("benchmarks.coverage_transformers").models()
     return {name: (family, make) for family, name, make in listed}
 
 
