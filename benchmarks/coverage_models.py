@@ -1,4 +1,4 @@
-"""Every architecture family of torchvision, timm and transformers, as modules with random weights and inputs.
+"""Every architecture family of three libraries, as modules with random weights and inputs.
 
 Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input.
 """
