@@ -92,7 +92,8 @@ def test_fails_on_labels_that_miss_a_mix_of_channels():
     assert couple(mixed).groups == ()
     wrong = couple(plain)
     plan = Plan(fingerprint(mixed), {"a": (0, 2, 3)})
-    wrong = dataclasses.replace(wrong, shapes={**wrong.shapes, "logsumexp": (2, 1)}, axes={**wrong.axes})
+    shapes = {**wrong.shapes, "logsumexp": (2, 1)}
+    wrong = dataclasses.replace(wrong, shapes=shapes, axes={**wrong.axes})
     smaller = rewrite(mixed, wrong, plan)
     certificate = verify(mixed, wrong, plan, smaller)
     assert not certificate.passed
