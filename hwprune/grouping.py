@@ -23,16 +23,16 @@ _SiteAxes = dict[Site, np.ndarray]
 
 def build_coupling(tracer: Tracer) -> Coupling:
     """Solve the traced constraints and describe the result by groups and extents."""
-    units, freezes = choose(tracer)
-    labels = _node_axes(tracer, units)
+    solution = choose(tracer)
+    labels = _node_axes(tracer, solution.units)
     site_labels = _parameter_axes(tracer)
     order = _parameter_order(tracer)
-    units, freezes = _keep_axes(tracer, units, freezes, labels, site_labels)
+    units, freezes = _keep_axes(tracer, solution.units, solution.freezes, labels, site_labels)
     nodes = {key: units.of(v) for key, v in labels.items()}
     sites = {site: units.of(v) for site, v in site_labels.items()}
     members = _same_sites(units, [*nodes.values(), *sites.values()])
     groups, components = _groups(members, sites, order)
-    groups = _through_statistics(groups, components, tracer, units)
+    groups = _through_statistics(groups, components, solution.statistics, units)
     number = np.full(len(units.stays) + 1, -1, np.int64)
     number[np.concatenate([*components, np.zeros(0, np.int64)])] = np.arange(
         sum(map(len, components))
@@ -166,11 +166,13 @@ def _groups(
 
 
 def _through_statistics(
-    groups: tuple[Group, ...], components: list[np.ndarray], tracer: Tracer, units: Units
+    groups: tuple[Group, ...],
+    components: list[np.ndarray],
+    statistics: list[np.ndarray],
+    units: Units,
 ) -> tuple[Group, ...]:
     """The groups, marked where the statistics of a normalisation run over their units."""
-    found = [np.unique(units.component[v]) for v in tracer.statistics]
-    over = np.concatenate([*(c for c in found if len(c) > 1), np.zeros(0, np.int64)])
+    over = np.concatenate([*(units.component[v] for v in statistics), np.zeros(0, np.int64)])
     return tuple(
         replace(g, through_norm_statistics=bool(np.isin(c, over).any()))
         for g, c in zip(groups, components, strict=True)

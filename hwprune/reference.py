@@ -28,7 +28,8 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
             continue
         x: Any = node.args[0]
         kept = coupling.kept(x.name, dim % len(coupling.shapes[x.name]), mask)
-        if kept is None or bool(kept.all()):
+        groups: Any = node.args[1] if operator_names(node)[1] == "group_norm" else 1
+        if kept is None or not _split(kept, groups):
             continue
         name = f"_kept_{node.name}"
         module.register_buffer(name, torch.from_numpy(kept.astype(np.float64)))
@@ -39,6 +40,12 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
         changed += 1
     module.recompile()
     return changed
+
+
+def _split(kept: np.ndarray, groups: int) -> bool:
+    """Whether statistics run over kept and removed channels together."""
+    counts = kept.reshape(groups, -1).sum(axis=1)
+    return bool(((counts > 0) & (counts < len(kept) // groups)).any())
 
 
 def statistics_dim(node: fx.Node) -> int | None:
@@ -72,9 +79,10 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
         return statistic_dim(node), bool(argument(node, 2, "keepdim", False))
     if name == "batch_norm":
         return node.args[1], node.args[2], node.args[7]
-    weight = argument(node, 2, "weight")
     if name == "group_norm":
-        return weight, argument(node, 3, "bias"), node.args[1], argument(node, 4, "eps", 1e-5)
+        names = ((1, "num_groups"), (2, "weight"), (3, "bias"))
+        return (*(argument(node, *place) for place in names), argument(node, 4, "eps", 1e-5))
+    weight = argument(node, 2, "weight")
     if name == "rms_norm":
         return weight, argument(node, 3, "eps")
     return weight, argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
@@ -101,17 +109,22 @@ def _layer_norm(
 
 
 def _group_norm(
-    x: Tensor, keep: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+    x: Tensor,
+    keep: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Tensor:
-    channels = [1, -1] + [1] * (x.ndim - 2)
-    rows = x.reshape(len(x), groups, len(keep) // groups, -1)
-    kept = keep.reshape(1, groups, -1, 1)
-    count = (kept.sum(2, keepdim=True) * rows.shape[-1]).clamp(min=1)  # a whole group may go
-    centred = (rows - (rows * kept).sum((2, 3), keepdim=True) / count) * kept
-    variance = centred.square().sum((2, 3), keepdim=True) / count
+    flat, mask = x.reshape(len(x), groups, -1), keep.reshape(-1, *[1] * (x.ndim - 2))
+    mask = mask.expand(x.shape[1:]).reshape(1, groups, -1)
+    count = mask.sum(-1, keepdim=True).clamp_min(1.0)
+    centred = (flat - (flat * mask).sum(-1, keepdim=True) / count) * mask
+    variance = centred.square().sum(-1, keepdim=True) / count
     y = (centred * (variance + eps).rsqrt()).reshape(x.shape)
-    y = y if weight is None else y * weight.reshape(channels)
-    return y if bias is None else y + (bias * keep).reshape(channels)
+    shape = [-1] + [1] * (x.ndim - 2)
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + (bias * keep).reshape(shape)
 
 
 def _standardise(

@@ -15,6 +15,7 @@ from hwprune.lower.spec import Workload
 
 Shape = tuple[int, ...]
 
+NORM = "aten.group_norm.default"
 # ATen operators whose second argument is the shape of the result.
 SIZED = frozenset(
     {
@@ -64,11 +65,12 @@ def _slice(workload: Workload, shaped: Workload) -> Workload:
 
 def _aten(workload: Workload, shaped: Workload) -> Workload:
     call = json.loads(workload.attr("args"))
+    if workload.attr("target") == NORM:
+        before, after = (work.inputs[0].shape[1] for work in (workload, shaped))
+        call["args"][1] = _norm_groups(call["args"][1], before, after)
+        return _with(shaped, args=json.dumps(call, sort_keys=True))
     if workload.attr("target") in SIZED:
         call["args"][1] = list(shaped.output.shape)
-        return _with(shaped, args=json.dumps(call, sort_keys=True))
-    if workload.attr("target") == "aten.group_norm.default":
-        call["args"][1] = _groups(call["args"][1], workload.output.shape[1], shaped.output.shape[1])
         return _with(shaped, args=json.dumps(call, sort_keys=True))
     changed = {
         old
@@ -81,12 +83,15 @@ def _aten(workload: Workload, shaped: Workload) -> Workload:
     return shaped
 
 
-def _groups(groups: int, before: int, after: int) -> int:
-    """As many groups of a normalisation of fewer channels, or else groups as long as they were."""
+def _norm_groups(groups: int, before: int, after: int) -> int:
+    """How many norm groups fewer channels have: as many where they fit, else whole ones less.
+
+    What the network really has may be the other of the two; a kernel's time is the same.
+    """
     if after % groups == 0:
         return groups
     if after % (before // groups):
-        raise LoweringError(f"{after} channels are no groups of {before // groups}")
+        raise LoweringError(f"{after} channels are no norm groups of {before // groups}")
     return after // (before // groups)
 
 

@@ -36,6 +36,15 @@ class Units:
         return int((~stays).sum())
 
 
+@dataclass(frozen=True)
+class Solution:
+    """The units, all that freezes labels, and the labels that statistics of norms run over."""
+
+    units: Units
+    freezes: list[Freeze]
+    statistics: list[np.ndarray]
+
+
 def joint_factors(tracer: Tracer) -> list[np.ndarray]:
     """The distinct label arrays that vary over more than one dimension."""
     found: dict[bytes, np.ndarray] = {}
@@ -89,28 +98,41 @@ def _choice(found: np.ndarray, dim: int) -> int:
     return int(component.max() + 1 - len(np.unique(stuck)))
 
 
-def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:
-    """The partition with the better form of every grouped convolution, and all that freezes."""
+def choose(tracer: Tracer) -> Solution:
+    """The partition with the better form of every choice of groups."""
 
-    def attempt(by_offset: set[int]) -> tuple[Units, list[Freeze]]:
+    def attempt(by_offset: set[int]) -> Solution:
         edges, freezes = list(tracer.edges), list(tracer.freezes)
         for i, choice in enumerate(tracer.choices):
             edges += choice.offsets if i in by_offset else choice.wholes
             if i not in by_offset and choice.whole_only.size:
                 freezes.append(Freeze(choice.whole_only, choice.node, choice.reason))
-        return dense_boxes(tracer, edges, [f.labels for f in freezes]), freezes
+        statistics = [c.statistics for i, c in enumerate(tracer.choices) if i in by_offset]
+        units = dense_boxes(tracer, edges, [f.labels for f in freezes])
+        return Solution(units, freezes, [*tracer.statistics, *statistics])
 
     axes = [a for _, all_axes in tracer.parameters.values() for a in all_axes if a is not None]
     best, by_offset = attempt(set()), set[int]()
-    candidates = [i for i, c in enumerate(tracer.choices) if _may_gain(c, best[0])]
-    trials = [set(candidates)] if len(candidates) > 8 else []
-    for trial in [*trials, *({i} for i in candidates[:8])]:
+    open_ = list(enumerate(tracer.choices))
+    for trial in _trials([(i, c) for i, c in open_ if _may_gain(c, best.units)]):
         changed = by_offset | trial
         if changed != by_offset:
             other = attempt(changed)
-            if other[0].removable(axes) > best[0].removable(axes):
+            if other.units.removable(axes) > best.units.removable(axes):
                 best, by_offset = other, changed
     return best
+
+
+def _trials(candidates: list[tuple[int, Choice]]) -> list[set[int]]:
+    """Which choices to try by offset, in turn: many together, a few alone, all norms together.
+
+    The norms along one stream of channels gain only together.
+    """
+    numbers = [i for i, _ in candidates]
+    norms = {i for i, c in candidates if c.statistics.size}
+    together = [set(numbers)] if len(numbers) > 8 else []
+    alone = [{i} for i in numbers[:8]]
+    return [*together, *alone, *([norms] if norms not in together else [])]
 
 
 def _may_gain(choice: Choice, units: Units) -> bool:

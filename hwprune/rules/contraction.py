@@ -19,8 +19,6 @@ from hwprune.rules.engine import (
     argument,
     operator_names,
     rule,
-    same_group,
-    same_offset,
     shape_of,
     varying,
 )
@@ -204,6 +202,18 @@ def _pointwise(node: fx.Node, place: int) -> bool:
 
     plain = at(3, "stride", 1) == 1 and at(4, "padding", 0) == 0
     return plain and shape_of(node.args[1])[2 + place] == 1
+
+
+def same_group(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of all channels of each group."""
+    table = labels.reshape(groups, -1)
+    return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
+
+
+def same_offset(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of the channels that have the same place in their groups."""
+    table = labels.reshape(groups, -1)
+    return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
 
 
 def _grouped(

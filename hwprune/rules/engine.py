@@ -36,15 +36,19 @@ class UnsupportedForm(Exception):  # noqa: N818 - not an error: it freezes what 
 
 @dataclass(frozen=True)
 class Choice:
-    """A grouped operator: units are whole groups, or the same offset in every group."""
+    """Groups of channels: units are whole groups, or the same offset in every group.
+
+    `statistics` are labels over which a normalisation runs where units are offsets.
+    """
 
     node: fx.Node
     wholes: tuple[Edges, ...]
     offsets: tuple[Edges, ...]
     output: np.ndarray
     per_group: int  # output channels of a group; 0 where both forms are the same
-    whole_only: np.ndarray  # labels that must stay where units are whole groups
-    reason: str
+    whole_only: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reason: str = ""  # why the labels of `whole_only` must stay where units are whole groups
+    statistics: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -229,25 +233,6 @@ def _along(labels: np.ndarray, dim: int, ndim: int) -> np.ndarray:
 def along(labels: np.ndarray, dim: int, ndim: int) -> np.ndarray:
     """A label vector laid along `dim` of a value with `ndim` dimensions."""
     return _along(labels, dim, ndim)
-
-
-def same_group(labels: np.ndarray, groups: int) -> Edges:
-    """The channels of a group are one."""
-    table = labels.reshape(groups, -1)
-    return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
-
-
-def same_offset(labels: np.ndarray, groups: int) -> Edges:
-    """The channels at the same place of every group are one."""
-    table = labels.reshape(groups, -1)
-    return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
-
-
-def by_group(node: fx.Node, labels: np.ndarray, groups: int) -> Choice:
-    """Channels in groups of one size, which must stay of one size."""
-    wholes, offsets = same_group(labels, groups), same_offset(labels, groups)
-    none = np.zeros(0, np.int64)
-    return Choice(node, (wholes,), (offsets,), labels, len(labels) // groups, none, "")
 
 
 def combine(

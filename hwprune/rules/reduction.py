@@ -9,14 +9,15 @@ from typing import Any
 from torch import fx
 
 from hwprune.program import tensor_value
+from hwprune.rules.contraction import same_group, same_offset
 from hwprune.rules.engine import (
+    Choice,
     Factors,
     Outputs,
     Tracer,
     UnsupportedForm,
     along,
     argument,
-    by_group,
     operator_names,
     rule,
     shape_of,
@@ -123,19 +124,28 @@ def layer_norm(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("group_norm")
 def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
-    """Statistics over each group of channels: whole groups go, or as many channels of each."""
-    factors = _pinned(tracer, node, node.args[0], range(2, len(shape_of(node))), _STATISTICS)
-    labels, groups = tracer.vector(factors, 1), int(node.args[1])  # type: ignore[arg-type]
+    """`group_norm(x, groups, weight, bias)`: whole norm groups go, or the same channels of each."""
+    x, groups, ndim = node.args[0], int(node.args[1]), len(shape_of(node))  # type: ignore[arg-type]
+    factors = _pinned(tracer, node, x, list(range(2, ndim)), _STATISTICS)
+    labels = tracer.vector(factors, 1)
     for arg in node.args[2:4]:
         if isinstance(arg, fx.Node):
             tracer.unite_axes(labels, tracer.vector(tracer.of(arg), 0), node, _STATISTICS)
+    others = tuple(f for f in factors if f.shape[1] == 1)
     if labels is None:
-        return factors
-    table = labels.reshape(groups, -1)
-    tracer.statistics.extend(table)
-    if groups > 1:
-        tracer.choices.append(by_group(node, labels, groups))
-    return tuple(along(labels, 1, f.ndim) if f.shape[1] > 1 else f for f in factors)
+        return others
+    wholes, offsets = (same(labels, groups) for same in (same_group, same_offset))
+    tracer.choices.append(
+        Choice(
+            node,
+            (wholes,),
+            (offsets,),
+            labels,
+            len(labels) // groups,
+            statistics=labels,
+        )
+    )
+    return (*others, along(labels, 1, ndim))
 
 
 _WINDOWS = [

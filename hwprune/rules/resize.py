@@ -124,12 +124,12 @@ def normalized_shape(sizes: Resizing, node: fx.Node) -> None:
 
 
 @resizer("group_norm")
-def group_norm(sizes: Resizing, node: fx.Node) -> None:
+def norm_groups(sizes: Resizing, node: fx.Node) -> None:
     """The number of groups, where whole groups went."""
-    kept = sizes.kept(node, 1)
+    kept = sizes.kept(node.args[0], 1)
     if kept is not None:
-        groups = kept.reshape(int(node.args[1]), -1)  # type: ignore[arg-type]
-        node.update_arg(1, int(groups.any(1).sum()))
+        groups = int(node.args[1])  # type: ignore[arg-type]
+        node.update_arg(1, int(kept.reshape(groups, -1).any(axis=1).sum()))
 
 
 @resizer("scaled_dot_product_attention")

@@ -69,8 +69,9 @@ def _layer(tracer: Tracer, node: fx.Node, name: str, depth: int) -> bool:
 
 def _norm(tracer: Tracer, node: fx.Node, name: str, depth: int) -> bool:
     """A norm's scale and shift; without a scale, what it centres by statistics of its own."""
-    if name in ("layer_norm", "rms_norm"):
-        return _only(tracer, node, (-1,)) and isinstance(argument(node, 2, "weight"), fx.Node)
+    if name in ("layer_norm", "rms_norm", "group_norm"):
+        channel = 1 if name == "group_norm" else -1
+        return _only(tracer, node, (channel,)) and isinstance(argument(node, 2, "weight"), fx.Node)
     if name != "batch_norm":
         return False
     x, scale, shift, mean = node.args[:4]
