@@ -5,6 +5,7 @@ Out: `Family`s, each with its models' names; `build` makes one and the smallest 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -21,6 +22,8 @@ from examples.torchvision_ops import declare
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)  # pixels; from 96 on, 32 fit thrice
 LARGE_INPUT = 320  # pixels; a model whose own input is larger is asked for a smaller one
 SMALLER_INPUT = 256  # what it is asked for: windows of 7 and 8 and patches of 14 and 16 are padded
+LARGE_MODEL = 200_000_000  # parameters; a model with more is asked for fewer blocks
+FEWER_BLOCKS = 4
 Inputs = tuple[Tensor, ...]
 
 
@@ -145,6 +148,9 @@ def _build_timm(name: str) -> tuple[nn.Module, Inputs]:
     import timm
 
     model = timm.create_model(name)
+    if _count(model) > LARGE_MODEL:
+        with contextlib.suppress(TypeError):  # the model has no such option
+            model = timm.create_model(name, depth=FEWER_BLOCKS)
     channels, *size = model.pretrained_cfg["input_size"]
     if model.pretrained_cfg.get("fixed_input_size") and max(size) > LARGE_INPUT:
         try:
