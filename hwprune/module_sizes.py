@@ -25,6 +25,7 @@ USUAL_NAMES = frozenset(
         "all_head_size", "attn_dim", "inner_dim", "embed_dim", "kdim", "vdim", "hidden_size",
         "hidden_dim", "dim", "width", "channels", "num_channels", "num_features", "groups",
         "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
+        "nf", "nx", "split_size",
     ]
 )  # fmt: skip
 """Attributes of any module that name a number of channels, heads or groups."""
@@ -63,10 +64,17 @@ def module_calls(dense: Program, smaller: Program) -> dict[str, Calls]:
 
 def changed_sizes(before: fx.Node, after: fx.Node) -> list[tuple[int, int]]:
     """The integers of a call that are others in the smaller graph: (old, new)."""
+    if _is_split(before) and len(set(sizes := list(_integers(after.args[1])))) == 1:
+        return [(int(before.args[1]), sizes[0])]  # type: ignore[arg-type]
     old, new = (list(_integers([*n.args, *n.kwargs.values()])) for n in (before, after))
     if before.target != after.target or len(old) != len(new):
         return []
     return [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+
+
+def _is_split(node: fx.Node) -> bool:
+    """Whether a call cuts a tensor into pieces of one size."""
+    return str(node.target).startswith("aten.split.") and isinstance(node.args[1], int)
 
 
 def _integers(value: Any) -> Iterator[int]:
