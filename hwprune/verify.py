@@ -126,11 +126,8 @@ def _has(module: nn.Module, target: str) -> bool:
     return True
 
 
-def double(program: Program, *, casts: bool = True) -> fx.GraphModule:
-    """A float64 copy in evaluation mode, with nothing random in it.
-
-    Values that the network casts to float32 are float64 too, unless `casts` is False.
-    """
+def double(program: Program) -> fx.GraphModule:
+    """A float64 copy in evaluation mode, with nothing random in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own pytree records
         module = copy.deepcopy(program.module).double().eval()
@@ -139,8 +136,6 @@ def double(program: Program, *, casts: bool = True) -> fx.GraphModule:
             continue
         if "dropout" in operator_names(node)[1] and len(node.args) > 2:
             node.update_arg(2, False)
-        if not casts:
-            continue
         if node.kwargs.get("dtype") is torch.float32:
             node.update_kwarg("dtype", torch.float64)
         if any(a is torch.float32 for a in node.args):
