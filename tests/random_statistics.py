@@ -41,12 +41,14 @@ def spatial_attention(b: Builder, x: Value) -> Value:
 
 @block(2, 3, 4)
 def written_norm(b: Builder, x: Value) -> Value:
-    """A layer or RMS norm, written out."""
+    """A layer or RMS norm, written out; its shift leaves no mean that is zero but for rounding."""
     dim = 1 if len(x.shape) == 4 else -1
     if b.choices.below(2):
         x = b.aten("sub.Tensor", x, b.aten("mean.dim", x, [dim], True))
     square = b.aten("mean.dim", b.aten("pow.Tensor_Scalar", x, 2), [dim], True)
-    return b.aten("mul.Tensor", x, b.aten("rsqrt", b.aten("add.Tensor", square, 1e-3)))
+    x = b.aten("mul.Tensor", x, b.aten("rsqrt", b.aten("add.Tensor", square, 1e-3)))
+    behind = (1, 1) if dim == 1 else ()
+    return b.aten("add.Tensor", x, b.parameter(x.shape[dim], *behind))
 
 
 @block(3)
