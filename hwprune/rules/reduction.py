@@ -51,41 +51,32 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
     return tuple(f.squeeze(tuple(dims)) if dims else f for f in factors)
 
 
-@rule("sum", "mean", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
+@rule("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
-    if is_mean_square(node):
-        return _mean_square(tracer, node)
     return _reduced(
         tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
     )
 
 
-def is_mean_square(node: fx.Node) -> bool:
-    """Whether a call is the mean of squares over the last dimension, as RMS norms begin."""
-    if operator_names(node)[1] != "mean" or not argument(node, 2, "keepdim", False):
-        return False
-    x = node.args[0]
-    value = tensor_value(x) if isinstance(x, fx.Node) and x.op == "call_function" else None
-    if value is None or not isinstance(x, fx.Node):
-        return False
-    name = operator_names(x)[1]
-    squared = (
-        name == "square"
-        or (name == "pow" and x.args[1] == 2)
-        or (name == "mul" and x.args[0] is x.args[1])
-    )
-    return squared and _dims(argument(node, 1, "dim"), value.ndim) == [value.ndim - 1]
+@rule("mean", "amax", "amin")
+def statistic(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
+    """`op(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
+    dim, factors = statistic_dim(node), tracer.of(node.args[0])
+    alone = [f for f in factors if varying(f) == (dim,)]
+    if dim is None or not alone:
+        return reduce(tracer, node)
+    tracer.statistics += [f.ravel() for f in alone]
+    others = tuple(f for f in factors if f.shape[dim] == 1)
+    keeps = len(shape_of(node)) == len(shape_of(node.args[0]))
+    return others if keeps else tuple(f.squeeze(dim) for f in others)
 
 
-def _mean_square(tracer: Tracer, node: fx.Node) -> Factors:
-    """The mean over the channels that stay; of a head, all channels stay."""
-    factors = tracer.of(node.args[0])
-    for factor in factors:
-        if varying(factor) == (factor.ndim - 1,):
-            tracer.statistics.append(factor.ravel())
-            return tuple(f for f in factors if f is not factor)
-    return tracer.fix_dim(factors, len(shape_of(node)) - 1, node, _STATISTICS)
+def statistic_dim(node: fx.Node) -> int | None:
+    """The one dimension that a mean or a maximum runs over; else None."""
+    value = tensor_value(node.args[0])  # type: ignore[arg-type]
+    dims = [] if value is None else _dims(argument(node, 1, "dim"), value.ndim)
+    return dims[0] if len(dims) == 1 else None
 
 
 @rule("var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "norm")
