@@ -63,7 +63,7 @@ class Residual(nn.Module):
             nn.Conv2d(32, 48, 1), nn.ReLU6(), nn.Conv2d(48, 48, 3, padding=1, groups=48),
             nn.BatchNorm2d(48), nn.ReLU6(), nn.Conv2d(48, 32, 1),
         )  # fmt: skip
-        self.head = nn.Linear(16, 5)
+        self.head = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.one(self.stem(x).relu())
