@@ -132,8 +132,9 @@ def _same_sites(units: Units, axes: list[np.ndarray]) -> np.ndarray:
     signature = np.zeros((size, 2), np.uint64)
     distinct = {v.tobytes(): v for v in axes}
     for found in distinct.values():
-        counts = np.bincount(found[found >= 0], minlength=size).astype(np.uint64)
-        signature += counts[:, None] * random.integers(0, 2**64 - 1, (1, 2), np.uint64)
+        present, counts = np.unique(found[found >= 0], return_counts=True)
+        weight = random.integers(0, 2**64 - 1, (1, 2), np.uint64)
+        signature[present] += counts[:, None].astype(np.uint64) * weight
     _, inverse = np.unique(signature, axis=0, return_inverse=True)
     return np.where(units.stays, -1, inverse.reshape(-1))
 

@@ -54,21 +54,20 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
 @rule("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
-    return _reduced(
-        tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
-    )
+    keeps = bool(argument(node, 2, "keepdim", False))
+    return _reduced(tracer, node, argument(node, 1, "dim"), keeps)
 
 
 @rule("mean", "amax", "amin")
 def statistic(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
     """`op(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
     dim, factors = statistic_dim(node), tracer.of(node.args[0])
+    keeps = bool(argument(node, 2, "keepdim", False))
     alone = [f for f in factors if varying(f) == (dim,)]
     if dim is None or not alone:
-        return reduce(tracer, node)
+        return _reduced(tracer, node, argument(node, 1, "dim"), keeps)
     tracer.statistics += [f.ravel() for f in alone]
     others = tuple(f for f in factors if f.shape[dim] == 1)
-    keeps = len(shape_of(node)) == len(shape_of(node.args[0]))
     return others if keeps else tuple(f.squeeze(dim) for f in others)
 
 
