@@ -59,7 +59,7 @@ def reduce(tracer: Tracer, node: fx.Node) -> Factors:
 
 
 @rule("mean", "amax", "amin")
-def statistic(tracer: Tracer, node: fx.Node) -> Factors | Outputs:
+def statistic(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
     dim, factors = statistic_dim(node), tracer.of(node.args[0])
     keeps = bool(argument(node, 2, "keepdim", False))
