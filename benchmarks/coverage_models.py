@@ -1,11 +1,11 @@
-"""Every architecture family of torchvision and timm, as modules with random weights and inputs.
+"""Every architecture family of three libraries, as modules with random weights and inputs.
 
 Out: `Family`s, each with its models' names; `build` makes one and the smallest sensible input.
-A third library joins by a module `benchmarks.coverage_transformers` with a function `models()`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -22,7 +22,8 @@ from examples.torchvision_ops import declare
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)  # pixels; from 96 on, 32 fit thrice
 LARGE_INPUT = 320  # pixels; a model whose own input is larger is asked for a smaller one
 SMALLER_INPUT = 256  # what it is asked for: windows of 7 and 8 and patches of 14 and 16 are padded
-_TRANSFORMERS = "benchmarks.coverage_transformers"
+LARGE_MODEL = 200_000_000  # parameters; a model with more is asked for fewer blocks
+FEWER_BLOCKS = 4
 Inputs = tuple[Tensor, ...]
 
 
@@ -40,8 +41,7 @@ def families() -> list[Family]:
     declare()
     listed: list[Family] = []
     for library, find in _FAMILIES.items():
-        module = _TRANSFORMERS if library == "transformers" else library
-        if importlib.util.find_spec(module) is not None:
+        if importlib.util.find_spec(library) is not None:
             found = find()
             listed += [Family(library, name, tuple(sorted(found[name]))) for name in sorted(found)]
     return listed
@@ -96,7 +96,7 @@ def _timm_families() -> dict[str, list[str]]:
 
 
 def _transformers() -> dict[str, tuple[str, Callable[[], tuple[nn.Module, Inputs]]]]:
-    listed = importlib.import_module(_TRANSFORMERS).models()
+    listed = importlib.import_module("benchmarks.coverage_transformers").models()
     return {name: (family, make) for family, name, make in listed}
 
 
@@ -148,6 +148,9 @@ def _build_timm(name: str) -> tuple[nn.Module, Inputs]:
     import timm
 
     model = timm.create_model(name)
+    if _count(model) > LARGE_MODEL:
+        with contextlib.suppress(TypeError):  # the model has no such option
+            model = timm.create_model(name, depth=FEWER_BLOCKS)
     channels, *size = model.pretrained_cfg["input_size"]
     if model.pretrained_cfg.get("fixed_input_size") and max(size) > LARGE_INPUT:
         try:

@@ -31,7 +31,8 @@ loaded, and trained for a step. Every model in a process of its own, on one thre
 *Prunable* is the share of the parameters that lie in some removable unit's rows, columns or slices.
 *MACs* is the share of multiply-accumulates that the pruned model keeps: one half, or what is left
 when every group keeps half of its units, where one half is out of reach. The errors are relative to
-the silenced original; seconds are processor time. Detectors are their backbones and heads.
+the silenced original; seconds are processor time. Detectors are their backbones and heads; timm
+models of more than 200 million parameters are built with four blocks, transformers with two.
 """
 
 

@@ -69,6 +69,9 @@ def account(facts: Facts) -> dict[str, Any]:
             {"name": g.name, "before": g.width, "after": len(chosen.kept[g.name])}
             for g in prepared.coupling.groups
         ],
+        "branches": [
+            {"name": b.name, "kept": bool(chosen.kept[b.name])} for b in prepared.coupling.branches
+        ],
         "frozen": [{"name": f.name, "reason": f.reason} for f in prepared.coupling.frozen],
     }
     if outcome.timing is not None:
@@ -188,6 +191,7 @@ def _curve(facts: Facts, timing: Timing) -> list[dict[str, float]]:
                 prepared.candidates,
                 costs,
                 {LATENCY: share * dense_us},
+                gates=prepared.gates,
                 time_limit_s=2,
                 gap=0.01,
             )

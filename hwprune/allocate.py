@@ -27,17 +27,18 @@ def allocate(
     costs: Costs,
     budgets: Mapping[str, float],
     *,
+    gates: Mapping[str, str] | None = None,
     time_limit_s: float = 10.0,
     gap: float = 0.002,
 ) -> Allocation:
     """The widths that keep the most importance under every budget at once.
 
-    `budgets` are absolute, by resource (a key of `costs`). Raises BudgetError with the smallest
-    reachable value if one cannot be met.
+    `budgets` are absolute, by resource (a key of `costs`); `gates` name the branch that a group
+    lies in (`Problem`). Raises BudgetError with the smallest reachable value if one cannot be met.
     """
     started = time.perf_counter()
-    problem = Problem(scores, candidates, costs, budgets)
-    full = {g: max(c) for g, c in candidates.items()}
+    problem = Problem(scores, candidates, costs, budgets, gates or {})
+    full = problem.full
     if problem.fits(full):
         return problem.allocation(full, problem.worth(full), started)
     check_reachable(problem)
@@ -91,8 +92,7 @@ def _exact(
 
 def check_reachable(problem: Problem) -> None:
     """Raise BudgetError if even the smallest widths exceed a budget; states what they reach."""
-    smallest = {g: min(c) for g, c in problem.candidates.items()}
-    full = {g: max(c) for g, c in problem.candidates.items()}
+    smallest, full = problem.smallest, problem.full
     for resource, budget in problem.budgets.items():
         least, dense = (problem.price(resource, w) for w in (smallest, full))
         if least > budget:
@@ -112,14 +112,9 @@ def _fill(problem: Problem, widths: Mapping[str, int]) -> dict[str, int]:
     improved = True
     while improved:
         improved = False
-        steps = []
-        for group, options in problem.candidates.items():
-            wider = [w for w in options if w > current[group]]
-            if wider:
-                ranked = np.sort(problem.scores[group])[::-1]
-                steps.append((-ranked[current[group] : wider[0]].sum(), group, wider[0]))
-        for _, group, width in sorted(steps):
-            trial = {**current, group: width}
+        steps = [(problem.loss(current, step), step) for step in problem.wider(current)]
+        for _, step in sorted(steps, key=lambda s: (s[0], min(s[1].items()))):
+            trial = {**current, **step}
             if problem.fits(trial):
                 current, improved = trial, True
                 break
@@ -133,19 +128,14 @@ def _descend(problem: Problem, widths: Mapping[str, int]) -> dict[str, int]:
         over = {r: problem.price(r, current) / b for r, b in problem.budgets.items()}
         resource = max(over, key=lambda r: over[r])
         before = problem.price(resource, current)
-        best: tuple[float, str, int] | None = None
-        for group, options in problem.candidates.items():
-            narrower = [w for w in options if w < current[group]]
-            if not narrower:
-                continue
-            trial = {**current, group: narrower[-1]}
-            saved = before - problem.price(resource, trial)
-            lost = np.sort(problem.scores[group])[::-1][narrower[-1] : current[group]].sum()
-            rate = lost / saved if saved > 0 else np.inf
+        best: tuple[float, dict[str, int]] | None = None
+        for step in problem.narrower(current):
+            saved = before - problem.price(resource, {**current, **step})
+            rate = problem.loss(current, step) / saved if saved > 0 else np.inf
             if best is None or rate < best[0]:
-                best = (rate, group, narrower[-1])
+                best = (rate, step)
         if best is None:
             check_reachable(problem)
             raise BudgetError("cannot be met together", hint="raise one of the budgets")
-        current[best[1]] = best[2]
+        current |= best[1]
     return current

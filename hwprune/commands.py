@@ -16,7 +16,10 @@ from hwprune.options import (
     Args,
     AsJson,
     Attention,
+    Branches,
     Calibrate,
+    Grouped,
+    GroupNorm,
     Importance,
     Input,
     Latency,
@@ -32,6 +35,7 @@ from hwprune.options import (
     Threads,
     model_name,
     read_inputs,
+    units,
 )
 
 app = typer.Typer(
@@ -60,6 +64,9 @@ def compile_command(
     std: Std = "0.5",
     importance: Importance = "l2",
     attention: Attention = "heads",
+    grouped: Grouped = "auto",
+    group_norm: GroupNorm = "auto",
+    branches: Branches = False,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -79,8 +86,9 @@ def compile_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
-            given, inputs, out=out, progress=progress, importance=importance, attention=attention,
-            seed=seed, calibrate=images, name=model_name(model), **asked,
+            given, inputs, out=out, progress=progress, importance=importance, seed=seed,
+            calibrate=images, name=model_name(model), **asked,
+            **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
         _print_json(result.report)
@@ -105,6 +113,9 @@ def prune_command(
     std: Std = "0.5",
     importance: Importance = "l2",
     attention: Attention = "heads",
+    grouped: Grouped = "auto",
+    group_norm: GroupNorm = "auto",
+    branches: Branches = False,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -125,8 +136,8 @@ def prune_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
-            given, inputs, progress=progress, importance=importance, attention=attention, seed=seed,
-            calibrate=images, name=model_name(model), **asked,
+            given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
+            name=model_name(model), **asked, **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     save_pruned(result, out)
     if as_json:
@@ -165,6 +176,9 @@ def lower_command(
 def inspect_command(
     model: Model,
     attention: Attention = "heads",
+    grouped: Grouped = "auto",
+    group_norm: GroupNorm = "auto",
+    branches: Branches = False,
     input_: Input = None,
     arg: Args = None,
     as_json: AsJson = False,
@@ -174,7 +188,8 @@ def inspect_command(
     from hwprune.report import print_groups
 
     given, inputs, _ = read_inputs(model, arg, input_)
-    found = inspect(given, inputs, attention=attention, name=model_name(model))
+    forms = units(attention, grouped, group_norm, branches)
+    found = inspect(given, inputs, name=model_name(model), **forms)
     if as_json:
         _print_json(found)
         return
@@ -186,6 +201,9 @@ def profile_command(
     model: Model,
     target: TargetOption = "host",
     attention: Attention = "heads",
+    grouped: Grouped = "auto",
+    group_norm: GroupNorm = "auto",
+    branches: Branches = False,
     input_: Input = None,
     threads: Threads = 1,
     arg: Args = None,
@@ -199,8 +217,8 @@ def profile_command(
     with _progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         done = profile(
-            given, inputs, target=target, attention=attention, threads=threads, progress=progress,
-            name=model_name(model),
+            given, inputs, target=target, threads=threads, progress=progress,
+            name=model_name(model), **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
         _print_json(vars(done))

@@ -7,12 +7,14 @@ together. What an output, an input or an unsupported operator depends on is froz
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from hwprune.coupling import HEAD_DIM, HEADS, Axis, Coupling, Extent, Frozen, Group, Site
-from hwprune.errors import HwpruneError
+from hwprune.branches import find_branches
+from hwprune.coupling import Axis, Branch, Coupling, Extent, Frozen, Group, Site
+from hwprune.forms import AUTO, HEADS, USUAL, Forms
 from hwprune.grouping import build_coupling
 from hwprune.program import SYMBOLIC, Program, specialize
 from hwprune.rules import Tracer, find_rule
@@ -21,39 +23,38 @@ from hwprune.rules.merging import merging
 from hwprune.rules.probe import probe
 from hwprune.rules.settle import leave_batch, settle
 
-__all__ = ["Axis", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
+__all__ = ["Axis", "Branch", "Coupling", "Extent", "Frozen", "Group", "Site", "couple", "trace"]
 
 
-def couple(program: Program, *, attention: str = HEADS) -> Coupling:
+def couple(
+    program: Program,
+    *,
+    attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
+) -> Coupling:
     """Find which channels of a program can be removed together, and which must stay.
 
-    Args:
-        attention: the units of attentions: "heads" (a key/value head goes with its queries), or
-            "head_dim" (the same channel of every head).
-
-    Deterministic; the answer is the same for a program and `specialize(program)`. Raises
-    HwpruneError for an unknown form of units.
+    The options choose among forms of units (`Forms`). Deterministic; the answer is the same for a
+    program and `specialize(program)`. Raises HwpruneError for an unknown form.
     """
-    check_attention(attention)
-    return build_coupling(trace(program, attention))
+    forms = Forms(attention, grouped, group_norm, branches).checked()
+    tracer = trace(program, forms)
+    coupling = build_coupling(tracer)
+    if not forms.branches:
+        return coupling
+    return replace(coupling, branches=find_branches(tracer.module.graph, coupling))
 
 
-def check_attention(attention: str) -> None:
-    """HwpruneError unless this names a form of the units of attentions."""
-    if attention not in (HEADS, HEAD_DIM):
-        raise HwpruneError(
-            f"unknown units {attention!r}", where="attention", hint=f"{HEADS} or {HEAD_DIM}"
-        )
-
-
-def trace(program: Program, attention: str = HEADS) -> Tracer:
+def trace(program: Program, forms: Forms = USUAL) -> Tracer:
     """Run the label rules over the program at the sizes of its example inputs.
 
     Where a product finds channels that only live together (those of a head), the rules run
     again with these being one from the start: what lies before the product then knows it too.
     """
     module = program.module if _is_concrete(program) else specialize(program).module
-    tracer = Tracer(module, attention=attention)
+    tracer = Tracer(module, forms=forms)
     while True:
         _run(tracer)
         again = merging(tracer)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HEADS, HEAD_DIM = "heads", "head_dim"
-"""What a unit of an attention is: a whole head, or the same channel of every head."""
+from hwprune.forms import USUAL, Forms
 
 
 @dataclass(frozen=True, order=True)
@@ -71,11 +70,29 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch f that may be removed whole: the sum x + f(x) then is x.
+
+    `add` is the graph node of the sum, `output` that of f(x). `nodes` compute nothing else,
+    `parameters` are read by nothing else, and all units of `groups` lie within.
+    """
+
+    name: str
+    add: str
+    output: str
+    nodes: frozenset[str]
+    parameters: frozenset[str]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Coupling:
     """The groups of a program, what is frozen, and how every size depends on the groups.
 
     Queries go by FX node name; they hold for the program and its specialised form alike.
     Units are numbered over all groups: `unit_group[u]` and `unit_position[u]` say which.
+    Branches within others come before them. A branch is like a group of width one: it has a name
+    of its own, and keeps one or none.
     """
 
     groups: tuple[Group, ...]
@@ -87,7 +104,8 @@ class Coupling:
     unit_group: np.ndarray
     unit_position: np.ndarray
     aliases: Mapping[str, str] = field(default_factory=dict)
-    attention: str = HEADS
+    forms: Forms = USUAL
+    branches: tuple[Branch, ...] = ()
 
     def group(self, name: str) -> Group:
         """The group of this name; KeyError if there is none."""
@@ -95,6 +113,34 @@ class Coupling:
             if group.name == name:
                 return group
         raise KeyError(name)
+
+    @property
+    def full(self) -> dict[str, int]:
+        """The widths of the original: every group whole, every branch there."""
+        return {g.name: g.width for g in self.groups} | {b.name: 1 for b in self.branches}
+
+    def branch_of(self, node_name: str) -> str:
+        """The innermost branch that a node, or the sum, goes with; empty if there is none."""
+        inside = (b.name for b in self.branches if node_name in b.nodes or node_name == b.add)
+        return next(inside, "")
+
+    def branch_of_parameter(self, name: str) -> str:
+        """The innermost branch that alone reads a parameter; empty if there is none."""
+        return next((b.name for b in self.branches if name in b.parameters), "")
+
+    @property
+    def gates(self) -> dict[str, str]:
+        """The innermost branch that each group or branch lies in, where there is one."""
+        gates: dict[str, str] = {}
+        for branch in self.branches:
+            inner = [b.name for b in self.branches if b.add in branch.nodes]
+            for name in (*branch.groups, *inner):
+                gates.setdefault(name, branch.name)
+        return gates
+
+    def removed(self, kept: Mapping[str, Sequence[int]]) -> tuple[Branch, ...]:
+        """The branches of which nothing is kept."""
+        return tuple(b for b in self.branches if b.name in kept and not kept[b.name])
 
     def extent(self, node_name: str, dim: int) -> Extent:
         """How long dimension `dim` of a tensor node is, as a function of the kept widths.
@@ -116,10 +162,13 @@ class Coupling:
         )
 
     def unit_mask(self, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
-        """Whether each unit is kept; groups that `kept` does not name are kept whole."""
+        """Whether each unit is kept; groups that `kept` does not name are kept whole.
+
+        So are those that keep nothing: they lie in a branch that is removed with all its nodes.
+        """
         mask = np.ones(len(self.unit_group), dtype=bool)
         for position, group in enumerate(self.groups):
-            if group.name in kept:
+            if len(kept.get(group.name, ())):
                 members = np.flatnonzero(self.unit_group == position)
                 chosen = np.isin(self.unit_position[members], np.asarray(kept[group.name]))
                 mask[members] = chosen

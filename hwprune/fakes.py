@@ -33,6 +33,22 @@ class Fakes:
             self._known[(*key, value.requires_grad)] = self._mode.from_tensor(value)
         return self._known[(*key, value.requires_grad)]
 
+    def empty(
+        self,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        """The fake of a tensor that looks like this."""
+        key = ("empty", shape, stride, dtype, device)
+        if key not in self._known:
+            with self._mode:
+                made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+            self._known[key] = made
+        found: Tensor = self._known[key]
+        return found
+
     def call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         """What a call yields on fake tensors."""
         args = fx.map_arg(node.args, lambda n: values[n])
@@ -55,6 +71,25 @@ class Fakes:
     def _run(self, target: Any, args: Any, kwargs: Any) -> Any:
         with self._mode, torch.no_grad():
             return target(*args, **kwargs)
+
+
+def run_fake(
+    graph: fx.Graph, attributes: Mapping[fx.Node, Any], inputs: tuple[Tensor, ...]
+) -> dict[fx.Node, Any]:
+    """What every node yields for inputs of these sizes; `attributes` is what `get_attr`s hold."""
+    fakes = Fakes()
+    values: dict[fx.Node, Any] = {}
+    given = iter(inputs)
+    for node in graph.nodes:
+        if node.op == "output":
+            break
+        if node.op == "placeholder":
+            values[node] = fakes.like(next(given))
+        elif node.op == "get_attr":
+            values[node] = fakes.like(attributes[node])
+        else:
+            values[node] = fakes.call(node, values)
+    return values
 
 
 def _copied(value: Any) -> Any:

@@ -23,16 +23,16 @@ _SiteAxes = dict[Site, np.ndarray]
 
 def build_coupling(tracer: Tracer) -> Coupling:
     """Solve the traced constraints and describe the result by groups and extents."""
-    units, freezes = choose(tracer)
-    labels = _node_axes(tracer, units)
+    solution = choose(tracer)
+    labels = _node_axes(tracer, solution.units)
     site_labels = _parameter_axes(tracer)
     order = _parameter_order(tracer)
-    units, freezes = _keep_axes(tracer, units, freezes, labels, site_labels)
+    units, freezes = _keep_axes(tracer, solution.units, solution.freezes, labels, site_labels)
     nodes = {key: units.of(v) for key, v in labels.items()}
     sites = {site: units.of(v) for site, v in site_labels.items()}
     members = _same_sites(units, [*nodes.values(), *sites.values()])
     groups, components = _groups(members, sites, order)
-    groups = _through_statistics(groups, components, tracer, units)
+    groups = _through_statistics(groups, components, solution.statistics, units)
     number = np.full(len(units.stays) + 1, -1, np.int64)
     number[np.concatenate([*components, np.zeros(0, np.int64)])] = np.arange(
         sum(map(len, components))
@@ -51,7 +51,7 @@ def build_coupling(tracer: Tracer) -> Coupling:
         unit_group=np.repeat(np.arange(len(groups)), widths).astype(np.int64),
         unit_position=np.concatenate([*map(np.arange, widths), np.zeros(0)]).astype(np.int64),
         aliases=dict(tracer.aliases),
-        attention=tracer.attention,
+        forms=tracer.forms,
     )
 
 
@@ -132,8 +132,9 @@ def _same_sites(units: Units, axes: list[np.ndarray]) -> np.ndarray:
     signature = np.zeros((size, 2), np.uint64)
     distinct = {v.tobytes(): v for v in axes}
     for found in distinct.values():
-        counts = np.bincount(found[found >= 0], minlength=size).astype(np.uint64)
-        signature += counts[:, None] * random.integers(0, 2**64 - 1, (1, 2), np.uint64)
+        present, counts = np.unique(found[found >= 0], return_counts=True)
+        weight = random.integers(0, 2**64 - 1, (1, 2), np.uint64)
+        signature[present] += counts[:, None].astype(np.uint64) * weight
     _, inverse = np.unique(signature, axis=0, return_inverse=True)
     return np.where(units.stays, -1, inverse.reshape(-1))
 
@@ -166,10 +167,13 @@ def _groups(
 
 
 def _through_statistics(
-    groups: tuple[Group, ...], components: list[np.ndarray], tracer: Tracer, units: Units
+    groups: tuple[Group, ...],
+    components: list[np.ndarray],
+    statistics: list[np.ndarray],
+    units: Units,
 ) -> tuple[Group, ...]:
     """The groups, marked where the statistics of a normalisation run over their units."""
-    over = np.concatenate([*(units.component[v] for v in tracer.statistics), np.zeros(0, np.int64)])
+    over = np.concatenate([*(units.component[v] for v in statistics), np.zeros(0, np.int64)])
     return tuple(
         replace(g, through_norm_statistics=bool(np.isin(c, over).any()))
         for g, c in zip(groups, components, strict=True)

@@ -94,11 +94,12 @@ def search(
     """
     fixed = {r: b.absolute(prepared.dense(r)) for r, b in budgets.items() if r != LATENCY}
     costs = {MACS: prepared.macs, PARAMS: prepared.params}
-    check_reachable(Problem(scores, prepared.candidates, costs, fixed))  # type: ignore[arg-type]
+    gates = prepared.gates
+    check_reachable(Problem(scores, prepared.candidates, costs, fixed, gates))  # type: ignore[arg-type]
     if LATENCY in budgets:
         return _Loop(prepared, scores, budgets[LATENCY], fixed, progress).run()  # type: ignore[arg-type]
     with progress.stage("allocate"):
-        chosen = allocate(scores, prepared.candidates, costs, fixed)  # type: ignore[arg-type]
+        chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)  # type: ignore[arg-type]
     with progress.stage("rewrite"):
         plan, program = _apply(prepared, chosen)
     return Outcome(chosen, plan, program, None)
@@ -118,8 +119,8 @@ def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair
 
 
 def _apply(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
-    attention = prepared.coupling.attention
-    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted), attention)
+    forms = prepared.coupling.forms
+    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted), forms)
     return plan, rewrite(prepared.program, prepared.coupling, plan)
 
 
@@ -235,7 +236,13 @@ class _Loop:
             PARAMS: prepared.params,
         }
         budgets = {LATENCY: goal_us, **self.fixed}
-        return allocate(self.scores, prepared.candidates, network, budgets)  # type: ignore[arg-type]
+        return allocate(
+            self.scores,  # type: ignore[arg-type]
+            prepared.candidates,
+            network,
+            budgets,
+            gates=prepared.gates,
+        )
 
 
 def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:

@@ -4,7 +4,8 @@ In: a `Problem`. Out: widths that keep the most importance under budgets, and a 
 One binary variable per candidate width; the cost of a kernel over two sizes is a table whose
 cells are continuous variables consistent with the widths on both sides (the marginals of a joint
 distribution), so that only the widths are integer. A size that sums several groups (a
-concatenation) is a convex combination of its grid.
+concatenation) is a convex combination of its grid. Within a branch all of these add up to the
+variable of the branch instead of one: without it there is no width, no size and no cost.
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ class Model:
         self.integer: list[int] = []
         self.rows = _Rows()
         self.widths: dict[str, list[tuple[int, int]]] = {}  # group -> (variable, width)
-        self.sizes: dict[Extent, dict[int, int]] = {}  # extent -> size -> variable
+        self.sizes: dict[tuple[Extent, str], dict[int, int]] = {}  # (extent, gate) -> size -> var.
+        self.there: dict[str, int] = {}  # branch -> the variable that says it is kept
         self.objective: dict[int, float] = {}
-        for group in problem.candidates:
+        branches = {g for g, options in problem.candidates.items() if 0 in options}
+        for group in sorted(problem.candidates, key=lambda g: g not in branches):
             self._group(group)
+        for inner in sorted(branches & problem.gates.keys()):
+            outer = self.there[problem.gates[inner]]
+            self.rows.add([(self.there[inner], 1.0), (outer, -1.0)], -1, 0)
         self.budget_rows = {r: self._budget(r) for r in problem.budgets}
 
     def relax(self, budgets: Mapping[str, float], margin: int = 1) -> Relaxation | None:
@@ -73,6 +79,7 @@ class Model:
         near: dict[str, range] = {}
         for group, options in self.widths.items():
             used = [i for i, (column, _) in enumerate(options) if result.x[column] > 1e-6]
+            used = used or list(range(len(options)))  # in a branch that is not there
             near[group] = range(
                 max(0, min(used) - margin), min(len(options), max(used) + margin + 1)
             )
@@ -97,10 +104,7 @@ class Model:
         result = self._run(budgets, gap, time_limit_s, upper, integrality)
         if result.x is None:
             return None
-        widths = {
-            group: max(options, key=lambda o: result.x[o[0]])[1]
-            for group, options in self.widths.items()
-        }
+        widths = {group: self._width(group, result.x) for group in self.widths}
         dual = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
         return widths, -float(dual)
 
@@ -144,46 +148,85 @@ class Model:
         options = [int(w) for w in self.problem.candidates[group]]
         columns = self._variables(len(options))
         self.integer += columns
-        self.rows.add([(c, 1.0) for c in columns], 1, 1)
         self.widths[group] = list(zip(columns, options, strict=True))
+        if 0 in options:
+            self.there[group] = dict(zip(options, columns, strict=True))[1]
+            self._sum_to(columns, "")
+        else:
+            self._sum_to(columns, self.problem.gates.get(group, ""))
         values = self.problem.values(group)
         self.objective.update(zip(columns, map(float, values), strict=True))
 
-    def _size_variables(self, extent: Extent, grid: np.ndarray) -> dict[int, int]:
-        """One variable per size of an extent: the widths' own, or a convex combination."""
-        if extent in self.sizes:
-            return self.sizes[extent]
+    def _sum_to(self, columns: Sequence[int], gate: str) -> None:
+        """Variables add up to one, or to nothing without the branch that they belong to."""
+        if gate:
+            self.rows.add([*((c, 1.0) for c in columns), (self.there[gate], -1.0)], 0, 0)
+        else:
+            self.rows.add([(c, 1.0) for c in columns], 1, 1)
+
+    def _width(self, group: str, x: np.ndarray) -> int:
+        """The width that a solution gives a group: 0 where its branch is not there."""
+        gate = self.problem.gates.get(group, "")
+        if gate and not self._width(gate, x):
+            return 0
+        return max(self.widths[group], key=lambda option: float(x[option[0]]))[1]
+
+    def _size_variables(self, extent: Extent, grid: np.ndarray, gate: str) -> dict[int, int]:
+        """One variable per size of an extent: the widths' own, or a convex combination.
+
+        Within a branch, those of a group outside are at most the group's own.
+        """
+        if (extent, gate) in self.sizes:
+            return self.sizes[extent, gate]
         if len(extent.terms) == 1:
             group, coefficient = extent.terms[0]
             found = {extent.const + coefficient * w: c for c, w in self.widths[group]}
+            if gate != self.problem.gates.get(group, ""):
+                own = found
+                found = dict(zip(own, self._variables(len(own)), strict=True))
+                self._sum_to(list(found.values()), gate)
+                for size, column in found.items():
+                    self.rows.add([(column, 1.0), (own[size], -1.0)], -1, 0)
         else:
             columns = self._variables(len(grid))
             found = dict(zip(map(int, grid), columns, strict=True))
-            self.rows.add([(c, 1.0) for c in columns], 1, 1)
-            terms = [(c, float(s)) for s, c in found.items()]
-            for group, coefficient in extent.terms:
-                terms += [(c, -float(coefficient * w)) for c, w in self.widths[group]]
-            self.rows.add(terms, extent.const, extent.const)
-        self.sizes[extent] = found
+            self._sum_to(columns, gate)
+            self._mix(extent, found, gate)
+        self.sizes[extent, gate] = found
         return found
+
+    def _mix(self, extent: Extent, sizes: Mapping[int, int], gate: str) -> None:
+        """The sizes of a convex combination are on average the extent, unless its branch goes."""
+        terms = [(column, float(size)) for size, column in sizes.items()]
+        for group, coefficient in extent.terms:
+            terms += [(c, -float(coefficient * w)) for c, w in self.widths[group]]
+        if not gate:
+            self.rows.add(terms, extent.const, extent.const)
+            return
+        slack, y = float(max(sizes)), self.there[gate]  # no bound where y is 0
+        self.rows.add([*terms, (y, -slack)], extent.const - slack, np.inf)
+        self.rows.add([*terms, (y, slack)], -np.inf, extent.const + slack)
 
     def _budget(self, resource: str) -> tuple[int, float]:
         """The row of a budget (scaled to one) and the cost that does not vary."""
         scale = 1.0 / self.problem.budgets[resource]
         fixed = 0.0
         linear: dict[int, float] = {}
-        pairs: dict[tuple[Extent, Extent], tuple[Cost, np.ndarray]] = {}
+        pairs: dict[tuple[Extent, Extent, str], tuple[Cost, np.ndarray]] = {}
         for cost in self.problem.costs[resource]:
-            if not cost.axes:
+            if not cost.axes and cost.gate:
+                column = self.there[cost.gate]
+                linear[column] = linear.get(column, 0.0) + cost.count * float(cost.values)
+            elif not cost.axes:
                 fixed += cost.count * float(cost.values)
             elif len(cost.axes) == 1:
                 table = zip(map(int, cost.grid[0]), cost.values, strict=True)
-                columns = self._size_variables(cost.axes[0], cost.grid[0])
+                columns = self._size_variables(cost.axes[0], cost.grid[0], cost.gate)
                 for size, value in table:
                     column = columns[size]
                     linear[column] = linear.get(column, 0.0) + cost.count * float(value)
             else:
-                key = (cost.axes[0], cost.axes[1])
+                key = (cost.axes[0], cost.axes[1], cost.gate)
                 before = pairs[key][1] if key in pairs else 0.0
                 pairs[key] = (cost, before + cost.count * cost.values)
         for cost, values in pairs.values():
@@ -195,7 +238,7 @@ class Model:
     def _joint(self, cost: Cost, values: np.ndarray) -> list[tuple[int, float]]:
         """Cells of a two-way table, consistent with the sizes on both sides."""
         sides = [
-            self._size_variables(axis, grid)
+            self._size_variables(axis, grid, cost.gate)
             for axis, grid in zip(cost.axes, cost.grid, strict=True)
         ]
         columns = np.array(self._variables(values.size)).reshape(values.shape)

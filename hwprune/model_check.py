@@ -78,7 +78,8 @@ def check_finite(*tensors: Mapping[str, Tensor]) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             if bool(torch.isnan(tensor).any()):
                 raise ModelError("the weights contain NaN", where=name)
-            if "mask" not in name:  # additive attention masks hold -inf on purpose
+            bound = tensor.numel() == 1 and not isinstance(tensor, nn.Parameter)
+            if "mask" not in name and not bound:  # additive masks and limits of clamps are infinite
                 raise ModelError("the weights contain infinite values", where=name)
 
 

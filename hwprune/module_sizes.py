@@ -25,6 +25,7 @@ USUAL_NAMES = frozenset(
         "all_head_size", "attn_dim", "inner_dim", "embed_dim", "kdim", "vdim", "hidden_size",
         "hidden_dim", "dim", "width", "channels", "num_channels", "num_features", "groups",
         "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
+        "split_size",
     ]
 )  # fmt: skip
 """Attributes of any module that name a number of channels, heads or groups."""
@@ -63,10 +64,17 @@ def module_calls(dense: Program, smaller: Program) -> dict[str, Calls]:
 
 def changed_sizes(before: fx.Node, after: fx.Node) -> list[tuple[int, int]]:
     """The integers of a call that are others in the smaller graph: (old, new)."""
+    if _is_split(before) and len(set(sizes := list(_integers(after.args[1])))) == 1:
+        return [(int(before.args[1]), sizes[0])]  # type: ignore[arg-type]
     old, new = (list(_integers([*n.args, *n.kwargs.values()])) for n in (before, after))
     if before.target != after.target or len(old) != len(new):
         return []
     return [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+
+
+def _is_split(node: fx.Node) -> bool:
+    """Whether a call cuts a tensor into pieces of one size."""
+    return str(node.target).startswith("aten.split.") and isinstance(node.args[1], int)
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -89,6 +97,8 @@ def new_sizes(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
             break
     else:
         wanted = _by_name(module, calls)
+        if "nf" in vars(module) and len(shapes.get("weight", ())) == 2:
+            wanted |= dict(zip(("nx", "nf"), shapes["weight"], strict=True))  # GPT-2's linear layer
     return {k: v for k, v in wanted.items() if v is not None and getattr(module, k, v) != v}
 
 
@@ -145,6 +155,18 @@ def _prelu(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
     return {"num_parameters": shapes["weight"][0]}
 
 
+def _attention(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
+    view = calls.argument("view", 1)
+    if not view or not isinstance(view[-1], int):
+        return _by_name(module, calls)
+    packed = "in_proj_weight" in shapes
+    rows, width = shapes["in_proj_weight" if packed else "q_proj_weight"]
+    keys, values = (shapes.get(f"{name}_proj_weight", (0, width))[1] for name in "kv")
+    heads = (rows // 3 if packed else rows) // view[-1]
+    sizes = {"kdim": keys, "vdim": values, "head_dim": view[-1]}
+    return {"embed_dim": width, "num_heads": heads, **sizes}
+
+
 def _unflatten(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
     size = calls.argument("unflatten", 2)
     if size is None:
@@ -167,4 +189,5 @@ _KINDS: list[tuple[type[nn.Module], Callable[[nn.Module, Shapes, Calls], Sizes]]
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, _prelu),
     (nn.Unflatten, _unflatten),
+    (nn.MultiheadAttention, _attention),
 ]

@@ -36,7 +36,17 @@ Mean = Annotated[
 Std = Annotated[str, typer.Option(help="Those images are then divided by this, likewise.")]
 Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
 Attention = Annotated[
-    str, typer.Option(help="Units of attentions: heads, or head_dim (a channel of every head).")
+    str,
+    typer.Option(help="Units of attentions: heads, head_dim (a channel of every head), or both."),
+]
+Grouped = Annotated[
+    str, typer.Option(help="Units of grouped convolutions: auto, groups, or offsets in each.")
+]
+GroupNorm = Annotated[
+    str, typer.Option(help="Units of group norms: auto, groups, or evenly from each.")
+]
+Branches = Annotated[
+    bool, typer.Option("--branches", help="Residual branches may be removed whole.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
@@ -93,6 +103,16 @@ def _own_shape(path: Path) -> Any:
     from hwprune.capture import capture
 
     return capture(path).inputs[0].shape
+
+
+def units(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:
+    """The options of the units by the names that the library gives them."""
+    return {
+        "attention": attention,
+        "grouped": grouped,
+        "group_norm": group_norm,
+        "branches": branches,
+    }
 
 
 def model_name(model: str) -> str:

@@ -6,12 +6,13 @@ both and writes the directory with its report. Every function here reads as the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +21,10 @@ from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture, fingerprint
-from hwprune.couple import check_attention, couple
-from hwprune.coupling import HEADS
+from hwprune.couple import Coupling, couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
+from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.latency import Outcome, interleaved, search
 from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
@@ -33,9 +34,10 @@ from hwprune.progress import Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
-from hwprune.rewrite import kept_indices, rewrite
-from hwprune.score import Batch, Loss, score
-from hwprune.verify import verify
+from hwprune.rewrite import rewrite
+from hwprune.score import Batch, Loss, Scores, score
+from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
+from hwprune.stages import certify, kept_through
 
 __all__ = [
     "ProfileResult",
@@ -61,6 +63,9 @@ def prune(
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     threads: int = 1,
     seed: int = 0,
     recover: Recover = "auto",
@@ -79,8 +84,8 @@ def prune(
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
-        attention: the units of attentions: "heads", or "head_dim" (the same channel of every
-            head). A plan brings its own.
+        attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
+            brings its own.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
@@ -94,27 +99,14 @@ def prune(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
     )
     check_recovery(recover, calibrate is not None)
-    check_attention(attention)
+    forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
         images = _images(calibrate, program)
-    with clock.stage("couple"):
-        units = attention if request.plan is None else request.plan.attention
-        prepared = prepare(program, request.target, threads, units)
-    if not prepared.coupling.groups:
-        raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
-    scores: Mapping[str, np.ndarray] = {}
-    if request.plan is None:
-        with clock.stage("score"):
-            scores = score(
-                program, prepared.coupling, importance, batches=batches, loss=loss, seed=seed
-            )
-        outcome = search(prepared, scores, request.budgets, clock)
-    else:
-        with clock.stage("rewrite"):
-            outcome = _apply(request.plan, request.source, prepared)
-    return _finish(request, prepared, scores, outcome, recover, images, seed, clock)
+    scorer = partial(score, importance=importance, batches=batches, loss=loss, seed=seed)
+    done = _stages(request, program, forms, scorer, clock)
+    return _finish(request, done, recover, images, seed, clock)
 
 
 def compile(
@@ -170,12 +162,15 @@ def inspect(
     inputs: Sequence[Tensor] | None = None,
     *,
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     name: str = "",
 ) -> dict[str, Any]:
-    """Groups with their members, and what is frozen and why."""
-    check_attention(attention)
+    """Groups with their members, removable branches, and what is frozen and why."""
+    forms = Forms(attention, grouped, group_norm, branches).checked()
     program = _capture(model, inputs, name)
-    return describe_groups(program, couple(program, attention=attention))
+    return describe_groups(program, couple(program, **asdict(forms)))
 
 
 def profile(
@@ -184,17 +179,20 @@ def profile(
     *,
     target: str = "host",
     attention: str = HEADS,
+    grouped: str = AUTO,
+    group_norm: str = AUTO,
+    branches: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
     """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
-    check_attention(attention)
+    forms = Forms(attention, grouped, group_norm, branches).checked()
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
         program = _capture(model, inputs, name)
-    prepared = prepare(program, chosen, threads, attention)
+    prepared = prepare(program, chosen, threads, **asdict(forms))
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
@@ -225,13 +223,46 @@ def _images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Te
     return images
 
 
+def _stages(
+    request: Request,
+    program: Program,
+    forms: Sequence[Forms],
+    scorer: Callable[[Program, Coupling], Scores],
+    clock: Clock,
+) -> list[Searched]:
+    """Prune by the request's plan, or search; in stages where the plan or the forms have some."""
+    parts: Sequence[Plan | None] = [None] * len(forms)
+    if request.plan is not None:
+        parts = request.plan.stages()
+        forms = [plan.forms for plan in request.plan.stages()]
+    done: list[Searched] = []
+    for form, plan in zip(forms, parts, strict=True):
+        with clock.stage("couple"):
+            start = done[-1].outcome.program if done else program
+            prepared = prepare(start, request.target, request.threads, **asdict(form))
+        if not prepared.candidates:
+            break
+        if plan is not None:
+            with clock.stage("rewrite"):
+                done.append(Searched(prepared, {}, _apply(plan, request.source, prepared)))
+            continue
+        with clock.stage("score"):
+            scores = scorer(start, prepared.coupling)
+        first = done[0].prepared if done else prepared
+        budgets = stage_budgets(request.budgets, first, done, len(forms))
+        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock)))
+    if not done:
+        raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
+    return done
+
+
 def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
     """The program that a given plan makes. Raises PlanError if it was made for another model."""
     plan.check(prepared.coupling, fingerprint(prepared.program), source)
     program = rewrite(prepared.program, prepared.coupling, plan)
     widths = plan.widths()
     predicted = {
-        MACS: float(sum(count_macs(site.workload(widths)) for site in prepared.sites)),
+        MACS: float(sum(count_macs(s.workload(widths)) for s in prepared.sites if s.runs(widths))),
         PARAMS: float(sum(p.numel() for p in program.module.parameters())),
     }
     return Outcome(Allocation(plan.kept, 0.0, 0.0, 0.0, 0.0, predicted), plan, program, None)
@@ -239,28 +270,30 @@ def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
 
 def _finish(
     request: Request,
-    prepared: Prepared,
-    scores: Mapping[str, np.ndarray],
-    outcome: Outcome,
+    done: Sequence[Searched],
     recover: Recover,
     images: Tensor | None,
     seed: int,
     clock: Clock,
 ) -> PruneResult:
     """Verify the smaller program, recover it, and account for the run."""
-    program, coupling = prepared.program, prepared.coupling
+    prepared, outcome = done[0].prepared, merge(done)
+    stages = [searched.stage for searched in done]
     with clock.stage("verify"):
-        certificate = verify(program, coupling, outcome.plan, outcome.program, seed=seed)
+        certificate = certify(stages, seed)
         certificate.check()
-    kept = kept_indices(coupling, outcome.plan, program)
+    kept = kept_through(stages)
     recovered, layers = repair(recover, prepared, outcome, kept, images, seed, clock)
     facts = Facts(
-        prepared, scores, request.budgets, outcome, certificate, recovered, layers, images,
+        prepared, done[0].scores, request.budgets, outcome, certificate, recovered, layers, images,
         clock.seconds, request.source,
     )  # fmt: skip
+    report = account(facts)
+    if len(done) > 1:
+        report["stages"] = describe_stages(done)
     return PruneResult(
-        recovered.module, outcome.plan, kept, account(facts), recovered, program, coupling,
-        certificate, request.target, request.threads, outcome,
+        recovered.module, outcome.plan, kept, report, recovered, prepared.program,
+        prepared.coupling, certificate, request.target, request.threads, outcome,
     )  # fmt: skip
 
 

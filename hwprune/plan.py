@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hwprune.atomic import write_text
-from hwprune.coupling import HEAD_DIM, HEADS, Coupling
-from hwprune.errors import ArtifactError, PlanError
+from hwprune.coupling import Coupling
+from hwprune.errors import ArtifactError, HwpruneError, PlanError
+from hwprune.forms import USUAL, Forms
 
 _FORMAT = 1
 _HINT = "write it again with hwprune prune"
@@ -20,20 +21,23 @@ _HINT = "write it again with hwprune prune"
 class Plan:
     """Kept unit indices (sorted) per group name, for the program with this fingerprint.
 
-    `predicted` has at least the budgets' resources: latency_us, macs, params. `attention` says
-    what a unit of an attention is, as `couple` takes it.
+    A branch keeps (0,), or nothing where it is removed whole, as do then the groups within.
+    `predicted` has at least the budgets' resources: latency_us, macs, params. `forms` say what
+    the units are, as `couple` takes them. `then` is a plan of the smaller program, if pruning
+    goes on: all else here speaks of the first stage.
     """
 
     fingerprint: str
     kept: Mapping[str, tuple[int, ...]]
     predicted: Mapping[str, float] = field(default_factory=dict)
-    attention: str = HEADS
+    forms: Forms = USUAL
+    then: Plan | None = None
 
     @staticmethod
     def full(coupling: Coupling, fingerprint: str) -> Plan:
         """The plan that keeps everything."""
-        kept = {g.name: tuple(range(g.width)) for g in coupling.groups}
-        return Plan(fingerprint, kept, attention=coupling.attention)
+        kept = {name: tuple(range(width)) for name, width in coupling.full.items()}
+        return Plan(fingerprint, kept, forms=coupling.forms)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -55,15 +59,22 @@ class Plan:
 
     def to_json(self) -> str:
         """The text of `plan.json`."""
-        return json.dumps(
-            {
-                "format": _FORMAT,
-                "fingerprint": self.fingerprint,
-                "attention": self.attention,
-                "predicted": dict(self.predicted),
-                "kept": {name: list(units) for name, units in self.kept.items()},
-            }
-        )
+        return json.dumps(self._raw())
+
+    def _raw(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            **asdict(self.forms),
+            "predicted": dict(self.predicted),
+            "kept": {name: list(units) for name, units in self.kept.items()},
+            **({} if self.then is None else {"then": self.then._raw()}),
+        }
+
+    def stages(self) -> tuple[Plan, ...]:
+        """The plans of all stages, each without the next."""
+        rest = () if self.then is None else self.then.stages()
+        return replace(self, then=None), *rest
 
     def save(self, path: str | Path) -> None:
         """Write `plan.json`, whole or not at all. Raises PlanError where that is impossible."""
@@ -88,28 +99,35 @@ class Plan:
                 where=where,
                 hint="plan this model anew",
             )
-        if self.attention != coupling.attention:
-            raise PlanError(
-                f"the plan's units of attentions are {self.attention}, the model was coupled by "
-                f"{coupling.attention}",
-                where=where,
-            )
-        groups = {g.name: g.width for g in coupling.groups}
+        for name, word in asdict(self.forms).items():
+            other = getattr(coupling.forms, name)
+            if word != other:
+                raise PlanError(
+                    f"the plan was made with {name} {word}, the model was coupled with {other}",
+                    where=where,
+                )
+        full, gates = coupling.full, coupling.gates
         prefix = f"{where}: " if where else ""
-        if self.kept.keys() != groups.keys():
-            odd = sorted(self.kept.keys() ^ groups.keys())[0]
+        if self.kept.keys() != full.keys():
+            odd = sorted(self.kept.keys() ^ full.keys())[0]
             raise PlanError("the plan and the model have different groups", where=prefix + odd)
+        branches = {b.name for b in coupling.branches}
         for name, units in self.kept.items():
-            if not units:
+            gone = name in gates and not self.kept[gates[name]]
+            if gone and units:
+                raise PlanError(f"keeps units of {gates[name]}, which goes", where=prefix + name)
+            if not units and not gone and name not in branches:
                 raise PlanError("a group must keep at least one unit", where=prefix + name)
-            if units[-1] >= groups[name]:
-                raise PlanError(f"unit {units[-1]} of {groups[name]}", where=prefix + name)
+            if units and units[-1] >= full[name]:
+                raise PlanError(f"unit {units[-1]} of {full[name]}", where=prefix + name)
 
 
 def _parse(raw: Any, where: str) -> Plan:
     """A plan from parsed JSON; PlanError names the first entry that is wrong."""
     if not isinstance(raw, dict) or "format" not in raw:
         raise PlanError(f"not a plan of format {_FORMAT}", where=where, hint=_HINT)
+    if isinstance(raw.get("then"), dict) and "then" in raw["then"]:
+        raise PlanError("has more than two stages", where=where, hint=_HINT)
     if raw["format"] != _FORMAT:
         raise PlanError(
             f"plan format {raw['format']!r} is not the {_FORMAT} of this hwprune",
@@ -124,9 +142,10 @@ def _parse(raw: Any, where: str) -> Plan:
     )
     if not numbers:
         raise PlanError("'predicted' does not map names to numbers", where=where)
-    attention = raw.get("attention", HEADS)
-    if attention not in (HEADS, HEAD_DIM):
-        raise PlanError(f"'attention' is neither {HEADS} nor {HEAD_DIM}", where=where)
+    try:
+        forms = Forms.read(raw)
+    except HwpruneError as error:
+        raise PlanError(f"'{error.where}': {error.what}", where=where, hint=error.hint) from error
     for name, units in kept.items():
         if not isinstance(units, list) or not all(type(u) is int for u in units):
             raise PlanError("not a list of unit indices", where=f"{where}: {name}")
@@ -136,5 +155,6 @@ def _parse(raw: Any, where: str) -> Plan:
         fingerprint=raw["fingerprint"],
         kept={name: tuple(units) for name, units in kept.items()},
         predicted={name: float(value) for name, value in predicted.items()},
-        attention=attention,
+        forms=forms,
+        then=_parse(raw["then"], f"{where}: then") if "then" in raw else None,
     )

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hwprune.budget import MACS
 from hwprune.capture import Program, specialize
 from hwprune.couple import couple
-from hwprune.coupling import HEADS, Coupling
+from hwprune.coupling import Coupling
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
-from hwprune.price import Cost, full_widths, macs_costs, params_costs, required
+from hwprune.price import Cost, macs_costs, params_costs, required
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable
 from hwprune.target import Target
@@ -37,8 +38,13 @@ class Prepared:
 
     @property
     def full(self) -> dict[str, int]:
-        """Every group at its full width."""
-        return full_widths(self.coupling.groups)
+        """Every group at its full width, every branch there."""
+        return self.coupling.full
+
+    @property
+    def gates(self) -> dict[str, str]:
+        """The branch that each group lies in, where there is one."""
+        return self.coupling.gates
 
     def dense(self, resource: str) -> float:
         """What the dense network takes: MACs or parameters."""
@@ -46,18 +52,19 @@ class Prepared:
         return sum(cost.at(self.full) for cost in costs)
 
 
-def prepare(program: Program, target: Target, threads: int, attention: str = HEADS) -> Prepared:
+def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Prepared:
     """Couple the channels, fuse the kernels and tabulate what does not need measuring.
 
-    `attention`: the units of attentions, as `couple` takes it.
+    `forms`: of the units, as `couple` takes them.
     """
     specialized = specialize(program)
-    coupling = couple(specialized, attention=attention)
+    coupling = couple(specialized, **forms)
     folded = fold_batch_norm(specialized)
     calls = fuse(folded)
     check_calls(calls, folded, target.lanes)
     found = sites(calls, coupling, folded)
     candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
+    candidates |= {branch.name: (0, 1) for branch in coupling.branches}
     shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
     return Prepared(
         program,

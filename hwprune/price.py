@@ -33,6 +33,7 @@ class Cost:
     `values` has shape `tuple(len(g) for g in grid)` (a scalar array where nothing varies).
     `count` identical launches are summed. Unit of `values`: that of the resource (us, MACs, …).
     `low` and `high` bound each value where it is uncertain; `measured` says which are measured.
+    Without the branch that `gate` names there is no cost.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Cost:
     measured: np.ndarray | None = None  # bool, the shape of values; None where values are exact
     source: str = "exact"  # "exact" | "device" | "emulator" | "model" | "dense" (at full width)
     calls: tuple[str, ...] = ()
+    gate: str = ""
 
     def at(self, widths: Mapping[str, int]) -> float:
         """The exact (re-priced) cost at these widths: multilinear inside the grid.
@@ -60,6 +62,8 @@ class Cost:
         return self._at(low, widths), self._at(high, widths)
 
     def _at(self, values: np.ndarray, widths: Mapping[str, int]) -> float:
+        if self.gate and not widths[self.gate]:
+            return 0.0
         point = [axis.at(widths) for axis in self.axes]
         for size, points in zip(point, self.grid, strict=True):
             if not points[0] <= size <= points[-1]:
@@ -124,7 +128,9 @@ def macs_costs(sites: Sequence[Site], candidates: Candidates) -> tuple[Cost, ...
     for site, names in _merged(sites).items():
         exact = _tabulate(site.axes, candidates, _macs_of(site))
         source = "dense" if site.dense else "exact"
-        cost = replace(exact, name=names[0], count=len(names), calls=names, source=source)
+        cost = replace(
+            exact, name=names[0], count=len(names), calls=names, source=source, gate=site.branch
+        )
         if cost.values.any():
             costs.append(cost)
     return tuple(costs)
@@ -134,15 +140,16 @@ def params_costs(
     coupling: Couples, parameters: Mapping[str, tuple[int, ...]], candidates: Candidates
 ) -> tuple[Cost, ...]:
     """Elements of every parameter (name -> shape of the original), exact at candidate widths."""
-    counts: dict[tuple[tuple[Extent, ...], int], list[str]] = {}
+    counts: dict[tuple[tuple[Extent, ...], int, str], list[str]] = {}
     for name in parameters:
         extents = coupling.parameter_extents(name)
         varying = tuple(e for e in extents if e.terms)
         fixed = int(np.prod([e.const for e in extents if not e.terms], dtype=np.int64))
-        counts.setdefault((varying, fixed), []).append(name)
+        gate = coupling.branch_of_parameter(name)
+        counts.setdefault((varying, fixed, gate), []).append(name)
     return tuple(
-        _element_cost(names, varying, fixed, candidates)
-        for (varying, fixed), names in counts.items()
+        replace(_element_cost(names, varying, fixed, candidates), gate=gate)
+        for (varying, fixed, gate), names in counts.items()
     )
 
 
@@ -176,7 +183,9 @@ def _merged(sites: Sequence[Site]) -> dict[Site, tuple[str, ...]]:
     first: dict[tuple[object, ...], Site] = {}
     names: dict[Site, tuple[str, ...]] = {}
     for site in sites:
-        same = (site.call.workload, site.inputs, site.output, site.params, site.dense)
+        same = (
+            site.call.workload, site.inputs, site.output, site.params, site.dense, site.branch
+        )  # fmt: skip
         head = first.setdefault(same, site)
         names[head] = (*names.get(head, ()), site.call.name)
     return names
@@ -243,6 +252,7 @@ def _latency_cost(
         measured=known,
         source="dense" if site.dense else rows[0].source,
         calls=names,
+        gate=site.branch,
     )
 
 

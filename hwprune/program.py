@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hwprune.fakes import Fakes
+from hwprune.fakes import run_fake
+from hwprune.symbols import Unknown, concrete_values
 
 # Position of the `training` argument of the operators that behave differently in training.
 TRAINING_ARG: dict[str, int] = {
@@ -202,36 +203,44 @@ def specialize(program: Program) -> Program:
     symbolic is remembered (`symbolic_dims`), so that both programs couple alike.
     """
     graph = copy_graph(program)
-    module = ProgramModule(program.module, graph, class_name="Program")
-    values = propagate(module, program.inputs)
+    values = _values(program, graph)
+    _hold(graph, values)
     _inline_numbers(graph, values)
-    module.recompile()
+    module = ProgramModule(program.module, graph, class_name="Program")
     module.training = program.module.training
     return Program(module, program.inputs, program.name, dynamic_batch=False)
 
 
+def _values(program: Program, graph: fx.Graph) -> dict[fx.Node, Any]:
+    """What every node of a copy of a program's graph yields at the sizes of the inputs."""
+    read = [node for node in graph.nodes if node.op == "get_attr"]
+    attributes = {node: get_tensor(program.module, str(node.target)) for node in read}
+    try:
+        return concrete_values(graph, attributes, program.inputs)
+    except Unknown:
+        return run_fake(graph, attributes, program.inputs)
+
+
 def propagate(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
-    """What every node yields at the sizes of `inputs`, also put into `meta["val"]`.
+    """What every node yields at the sizes of `inputs`, found by running it, also in `meta["val"]`.
 
     Tensors are fake, one for all that look alike. Which dimensions were symbolic before stays
     known (`symbolic_dims`).
     """
-    fakes = Fakes()
-    values: dict[fx.Node, Any] = {}
-    given = iter(inputs)
-    for node in module.graph.nodes:
-        if node.op == "output":
-            break
-        node.meta[SYMBOLIC] = symbolic_dims(node)
-        if node.op == "placeholder":
-            values[node] = fakes.like(next(given))
-        elif node.op == "get_attr":
-            values[node] = fakes.like(get_tensor(module, str(node.target)))
-        else:
-            values[node] = fakes.call(node, values)
-        if not isinstance(values[node], fx.GraphModule):
-            node.meta["val"] = values[node]
+    read = [node for node in module.graph.nodes if node.op == "get_attr"]
+    attributes = {node: get_tensor(module, str(node.target)) for node in read}
+    values = run_fake(module.graph, attributes, inputs)
+    _hold(module.graph, values)
     return values
+
+
+def _hold(graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    """Put values into `meta["val"]`, and remember which of their dimensions were symbolic."""
+    for node in graph.nodes:
+        if node.op != "output":
+            node.meta[SYMBOLIC] = symbolic_dims(node)
+            if not isinstance(values[node], fx.GraphModule):
+                node.meta["val"] = values[node]
 
 
 def copy_graph(program: Program) -> fx.Graph:

@@ -35,7 +35,8 @@ def check_latency(
     done = measure(workloads, prepared.target, threads, table, progress=advance)
     if done.failed:
         return done  # reported where the costs are made
-    least_us = sum(count * table.latency_us(narrow, threads) for narrow, _, count in ends)
+    stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)
+    least_us = sum(count * table.latency_us(narrow, threads) for narrow, _, count in stay)
     dense_us = sum(count * table.latency_us(full, threads) for _, full, count in ends)
     goal_us = budget.absolute(dense_us)
     if least_us > MARGIN * goal_us:

@@ -15,6 +15,7 @@ from hwprune.lower.spec import Workload
 
 Shape = tuple[int, ...]
 
+NORM = "aten.group_norm.default"
 # ATen operators whose second argument is the shape of the result.
 SIZED = frozenset(
     {
@@ -64,6 +65,10 @@ def _slice(workload: Workload, shaped: Workload) -> Workload:
 
 def _aten(workload: Workload, shaped: Workload) -> Workload:
     call = json.loads(workload.attr("args"))
+    if workload.attr("target") == NORM:
+        before, after = (work.inputs[0].shape[1] for work in (workload, shaped))
+        call["args"][1] = _norm_groups(call["args"][1], before, after)
+        return _with(shaped, args=json.dumps(call, sort_keys=True))
     if workload.attr("target") in SIZED:
         call["args"][1] = list(shaped.output.shape)
         return _with(shaped, args=json.dumps(call, sort_keys=True))
@@ -76,6 +81,18 @@ def _aten(workload: Workload, shaped: Workload) -> Workload:
     if changed & set(_numbers(call)):
         raise LoweringError(f"cannot re-derive the sizes in {workload.attr('target')}")
     return shaped
+
+
+def _norm_groups(groups: int, before: int, after: int) -> int:
+    """How many norm groups fewer channels have: as many where they fit, else whole ones less.
+
+    What the network really has may be the other of the two; a kernel's time is the same.
+    """
+    if after % groups == 0:
+        return groups
+    if after % (before // groups):
+        raise LoweringError(f"{after} channels are no norm groups of {before // groups}")
+    return after // (before // groups)
 
 
 def _shapes(workload: Workload) -> list[Shape]:

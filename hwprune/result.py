@@ -111,7 +111,7 @@ def unit_size(group: Group) -> int:
 
 
 def describe_groups(program: Program, coupling: Coupling) -> dict[str, Any]:
-    """Groups with their members, and what is frozen and why, as JSON data."""
+    """Groups with their members, removable branches, what is frozen and why, as JSON data."""
     return {
         "model": program.name,
         "params": sum(p.numel() for p in program.module.parameters()),
@@ -127,6 +127,17 @@ def describe_groups(program: Program, coupling: Coupling) -> dict[str, Any]:
                 ],
             }
             for g in coupling.groups
+        ],
+        "branches": [
+            {
+                "name": b.name,
+                "sum": b.add,
+                "groups": list(b.groups),
+                "params": sum(
+                    p.numel() for n, p in program.module.named_parameters() if n in b.parameters
+                ),
+            }
+            for b in coupling.branches
         ],
         "frozen": [
             {

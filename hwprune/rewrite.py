@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hwprune.branches import remove_branches
 from hwprune.coupling import Coupling
 from hwprune.plan import Plan
 from hwprune.program import (
@@ -32,11 +33,17 @@ def kept_indices(
 ) -> dict[str, dict[int, np.ndarray]]:
     """For every parameter and buffer that a group reaches: dimension -> kept indices (int64).
 
-    A tied parameter is listed under each of its names.
+    A tied parameter is listed under each of its names, one that only removed branches read not
+    at all.
     """
     mask = coupling.unit_mask(plan.kept)
+    graph, removed = program.module.graph, coupling.removed(plan.kept)
+    if removed:
+        graph = copy_graph(program)
+        remove_branches(graph, removed)
+        graph.eliminate_dead_code()
     result: dict[str, dict[int, np.ndarray]] = {}
-    for node in program.module.graph.nodes:
+    for node in graph.nodes:
         name = str(node.target)
         if node.op != "get_attr" or name in result:
             continue
@@ -57,6 +64,8 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     """
     plan.check(coupling, fingerprint(program))
     graph = copy_graph(program)
+    removed = coupling.removed(plan.kept)
+    remove_branches(graph, removed)
     module = ProgramModule(program.module, graph, class_name="Program")
     sizes = Resizing(module, coupling, coupling.unit_mask(plan.kept))
     for node in list(graph.nodes):
@@ -67,7 +76,7 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     module.delete_all_unused_submodules()
     carry_ties(program.module, module)
     module.recompile()
-    if not sizes.mask.all():
+    if removed or not sizes.mask.all():
         propagate(module, program.inputs)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hwprune.capture import Program
 from hwprune.couple import Coupling
-from hwprune.coupling import Group, Site
+from hwprune.coupling import Branch, Group, Site
 from hwprune.errors import HwpruneError
 
 Scores = Mapping[str, np.ndarray]
@@ -48,6 +48,8 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Score every unit: {group name: (width,) float64}; each group's scores sum to its weight.
 
+    A branch has one score, beside those of the groups within.
+
     Args:
         importance: one of `CRITERIA`.
         batches: (inputs, labels) pairs and `loss`(outputs, labels), for "taylor".
@@ -69,7 +71,8 @@ def score(
     evidence = Evidence(
         tensors, gradients, _batch_norm_weights(program), np.random.default_rng(seed)
     )
-    return {g.name: normalise(CRITERIA[importance](evidence, g), g) for g in coupling.groups}
+    scores = {g.name: normalise(CRITERIA[importance](evidence, g), g) for g in coupling.groups}
+    return scores | score_branches(evidence, coupling, importance)
 
 
 def normalise(energy: np.ndarray, group: Group) -> np.ndarray:
@@ -163,6 +166,56 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": _taylor,
     "random": _random,
 }
+
+
+def score_branches(
+    evidence: Evidence, coupling: Coupling, importance: str
+) -> dict[str, np.ndarray]:
+    """What silencing each branch costs beside the units of the groups within: {name: (1,)}.
+
+    That is one for each layer whose outputs are no units within (it adds to the stream), times
+    how strong these layers are among those of all branches. Where there are none it is one.
+    """
+    own = {b.name: _own(coupling, b) for b in coupling.branches}
+    layers = {
+        name: [n for n in mine if n.endswith("weight") and len(coupling.parameter_shapes[n]) > 1]
+        for name, mine in own.items()
+    }
+    known = {n: _strength(evidence, own[n], read, importance) for n, read in layers.items() if read}
+    mean = float(np.mean(list(known.values()))) if known else 0.0
+    return {
+        name: np.array([max(1, len(read)) * (known[name] / mean if read and mean > 0 else 1.0)])
+        for name, read in layers.items()
+    }
+
+
+def _own(coupling: Coupling, branch: Branch) -> list[str]:
+    """The parameters of a branch whose first axis holds no unit of a group within."""
+    inside = {s for g in branch.groups for s in coupling.group(g).sites}
+    mine = branch.parameters & coupling.parameter_shapes.keys()
+    return sorted(n for n in mine if Site(n, 0) not in inside)
+
+
+def _strength(
+    evidence: Evidence, own: Sequence[str], layers: Sequence[str], importance: str
+) -> float:
+    """How strong the layers of a branch that add to the stream are, for each of their outputs."""
+    if importance == "random":
+        return float(evidence.generator.uniform(0.5, 1.5))
+    scales = [evidence.tensors[n].double().abs() for n in own if n in evidence.batch_norm_weights]
+    if importance == "bn_scale" and scales:
+        return float(np.mean([float(scale.mean()) for scale in scales]))
+    return float(np.mean([_energy(evidence, name, importance) for name in layers]))
+
+
+def _energy(evidence: Evidence, name: str, importance: str) -> float:
+    tensor = evidence.tensors[name].double().flatten(1)
+    if importance == "taylor":
+        gradient = evidence.gradients.get(name, torch.zeros_like(tensor)).reshape(tensor.shape)
+        values = (gradient * tensor).sum(1).square()
+    else:
+        values = tensor.abs() if importance == "l1" else tensor.square()
+    return float(values.sum()) / len(tensor)
 
 
 def _batch_norm_weights(program: Program) -> frozenset[str]:

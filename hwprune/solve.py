@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwprune.forms import AUTO, GROUPS
 from hwprune.rules.components import components
 from hwprune.rules.engine import Choice, Edges, Freeze, Tracer, varying
 
@@ -34,6 +35,15 @@ class Units:
             if bool((found == found[0]).all()):
                 stays[found[0]] = True
         return int((~stays).sum())
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The units, all that freezes labels, and the labels that statistics of norms run over."""
+
+    units: Units
+    freezes: list[Freeze]
+    statistics: list[np.ndarray]
 
 
 def joint_factors(tracer: Tracer) -> list[np.ndarray]:
@@ -89,28 +99,43 @@ def _choice(found: np.ndarray, dim: int) -> int:
     return int(component.max() + 1 - len(np.unique(stuck)))
 
 
-def choose(tracer: Tracer) -> tuple[Units, list[Freeze]]:
-    """The partition with the better form of every grouped convolution, and all that freezes."""
+def choose(tracer: Tracer) -> Solution:
+    """The partition with the better form of every choice of groups that the options leave open."""
 
-    def attempt(by_offset: set[int]) -> tuple[Units, list[Freeze]]:
+    def attempt(by_offset: set[int]) -> Solution:
         edges, freezes = list(tracer.edges), list(tracer.freezes)
         for i, choice in enumerate(tracer.choices):
             edges += choice.offsets if i in by_offset else choice.wholes
             if i not in by_offset and choice.whole_only.size:
                 freezes.append(Freeze(choice.whole_only, choice.node, choice.reason))
-        return dense_boxes(tracer, edges, [f.labels for f in freezes]), freezes
+        statistics = [c.statistics for i, c in enumerate(tracer.choices) if i in by_offset]
+        units = dense_boxes(tracer, edges, [f.labels for f in freezes])
+        return Solution(units, freezes, [*tracer.statistics, *statistics])
 
+    asked = [getattr(tracer.forms, c.form) for c in tracer.choices]
     axes = [a for _, all_axes in tracer.parameters.values() for a in all_axes if a is not None]
-    best, by_offset = attempt(set()), set[int]()
-    candidates = [i for i, c in enumerate(tracer.choices) if _may_gain(c, best[0])]
-    trials = [set(candidates)] if len(candidates) > 8 else []
-    for trial in [*trials, *({i} for i in candidates[:8])]:
+    by_offset = {i for i, word in enumerate(asked) if word not in (AUTO, GROUPS)}
+    best = attempt(by_offset)
+    open_ = [(i, c) for i, c in enumerate(tracer.choices) if asked[i] == AUTO]
+    for trial in _trials([(i, c) for i, c in open_ if _may_gain(c, best.units)]):
         changed = by_offset | trial
         if changed != by_offset:
             other = attempt(changed)
-            if other[0].removable(axes) > best[0].removable(axes):
+            if other.units.removable(axes) > best.units.removable(axes):
                 best, by_offset = other, changed
     return best
+
+
+def _trials(candidates: list[tuple[int, Choice]]) -> list[set[int]]:
+    """Which choices to try by offset, in turn: many together, a few alone, all norms together.
+
+    The norms along one stream of channels gain only together.
+    """
+    numbers = [i for i, _ in candidates]
+    norms = {i for i, c in candidates if c.statistics.size}
+    together = [set(numbers)] if len(numbers) > 8 else []
+    alone = [{i} for i in numbers[:8]]
+    return [*together, *alone, *([norms] if norms not in together else [])]
 
 
 def _may_gain(choice: Choice, units: Units) -> bool:

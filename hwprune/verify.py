@@ -21,7 +21,7 @@ from hwprune.coupling import Coupling
 from hwprune.errors import CertificateError
 from hwprune.plan import Plan
 from hwprune.program import Program, get_tensor, tensor_value
-from hwprune.reference import plain_batch_norms, renormalise
+from hwprune.reference import plain_batch_norms, renormalise, silence_branches
 from hwprune.rewrite import kept_indices
 from hwprune.rules.engine import operator_names
 
@@ -77,6 +77,10 @@ def verify(
     perturb(large, generator)
     _copy_slices(large, small, kept)
     _silence(large, kept)
+    removed = coupling.removed(plan.kept)
+    if removed:
+        silence_branches(large, removed)
+        reference += f", {len(removed)} branch{'es' * (len(removed) > 1)} multiplied by zero"
     if renormalise(large, coupling, coupling.unit_mask(plan.kept)):
         reference += ", normalised over the kept channels"
     for module in (large, small):
@@ -189,8 +193,8 @@ def _random(
 
 
 def _copy_slices(large: nn.Module, small: nn.Module, kept: _Kept) -> None:
-    """Give the smaller module the perturbed parameters' slices."""
-    source = _tensors(large)
+    """Give the smaller module the perturbed parameters' slices, by any of their names."""
+    source = _tensors(large) | dict(large.named_parameters(remove_duplicate=False))
     for name, tensor in _tensors(small).items():
         if name in source and tensor.is_floating_point():
             tensor.detach().copy_(_cut(source[name].detach(), kept.get(name, {})))
@@ -244,7 +248,7 @@ def _compare(
     expected: list[tuple[Tensor | None, Tensor | None]] = [
         (x.grad, y.grad) for x, y in zip(wanted_inputs, found_inputs, strict=True)
     ]
-    small_parameters = dict(small.named_parameters())
+    small_parameters = dict(small.named_parameters(remove_duplicate=False))
     for name, parameter in large.named_parameters():
         if name in small_parameters and parameter.grad is not None:
             grad = _cut(parameter.grad, kept.get(name, {}))

@@ -18,12 +18,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hwprune.capture import capture
-from hwprune.couple import couple
 from hwprune.errors import ArtifactError, ModelError
 from hwprune.inplace import apply_in_place
 from hwprune.plan import Plan
-from hwprune.program import Program, fingerprint
-from hwprune.rewrite import rewrite
+from hwprune.program import Program
+from hwprune.stages import follow
 
 WEIGHTS, PLAN = "weights.safetensors", "plan.json"
 _FORMAT = "1"
@@ -94,9 +93,7 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not an nn.Module", where="model_factory")
     dense = capture(model, tuple(_example(*given) for given in weights.inputs))
-    coupling = couple(dense, attention=plan.attention)
-    plan.check(coupling, fingerprint(dense), str(folder / PLAN))
-    smaller = rewrite(dense, coupling, plan)
+    smaller = follow(dense, plan, str(folder / PLAN))[-1].smaller
     _fill(smaller, weights, folder / WEIGHTS)
     return apply_in_place(model, dense, smaller).eval()
 

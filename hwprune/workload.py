@@ -38,13 +38,19 @@ class Couples(Protocol):
     def parameter_extents(self, name: str) -> tuple[Extent, ...]:
         """The sizes of a parameter's or buffer's dimensions."""
 
+    def branch_of(self, node_name: str) -> str:
+        """The innermost removable branch that a node goes with; empty if there is none."""
+
+    def branch_of_parameter(self, name: str) -> str:
+        """The innermost removable branch that alone reads a parameter; empty if there is none."""
+
 
 @dataclass(frozen=True)
 class Site:
     """A `Call` with an `Extent` for every dimension of its inputs, output and parameters.
 
     `dense` says that a size could not be followed: the kernel is then always priced at the
-    original shapes, an upper bound.
+    original shapes, an upper bound. `branch` names the branch that it goes with, if any.
     """
 
     call: Call
@@ -52,6 +58,11 @@ class Site:
     output: Extents
     params: tuple[Extents, ...]
     dense: bool = False
+    branch: str = ""
+
+    def runs(self, widths: Mapping[str, int]) -> bool:
+        """Whether the kernel is there at all: its branch is not removed."""
+        return not self.branch or bool(widths[self.branch])
 
     def workload(self, widths: Mapping[str, int]) -> Workload:
         """The kernel when each group keeps `widths[group]` units."""
@@ -109,7 +120,8 @@ def sites(calls: Sequence[Call], coupling: Couples, program: Program) -> tuple[S
     for call in calls:
         site = _site(call, _Follower(coupling, full, shapes, known))
         known.setdefault(_node(call.output), site.output)
-        found.append(site)
+        inside = [coupling.branch_of(n) for n in call.nodes or (_node(call.output),)]
+        found.append(replace(site, branch=next(filter(None, inside), "")))
     return tuple(found)
 
 

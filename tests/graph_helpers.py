@@ -47,13 +47,14 @@ def model_and_input(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def random_plan(program: Program, coupling: Coupling, keep: float = 0.5, seed: int = 0) -> Plan:
-    """Each group keeps a random `keep` of its units, at least one."""
+    """Each group keeps a random `keep` of its units, at least one; branches all stay."""
     rng = np.random.default_rng(seed)
     kept = {}
     for group in coupling.groups:
         count = max(1, round(group.width * keep))
         kept[group.name] = tuple(sorted(rng.choice(group.width, count, replace=False).tolist()))
-    return Plan(fingerprint(program), kept, attention=coupling.attention)
+    kept |= {branch.name: (0,) for branch in coupling.branches}
+    return Plan(fingerprint(program), kept, forms=coupling.forms)
 
 
 def prune(

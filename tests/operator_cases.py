@@ -190,16 +190,29 @@ _OVERLOADS = {
     "float_power": "Tensor_Tensor", "lerp": "Tensor", "batch_norm": "default",
 }  # fmt: skip
 _BITS = ("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor")
+# Forms of an operator that its rule treats apart: the name of the rule, and which form.
+_FORMS: dict[str, tuple[Any, ...]] = {
+    "batch_norm#by_its_own_statistics": (
+        _x(1, 4, 6), _x(4), None, None, None, True, 0.0, 1e-5, False,
+    ),
+    "group_norm#of_one_group": (_x(2, 4, 3), 1, _x(4), _x(4)),
+    "group_norm#of_single_channels": (_x(2, 4, 3), 4),
+    "conv1d#of_single_positions": (_x(2, 4, 6), _x(5, 4, 1), _x(5)),
+    "conv2d#of_single_rows": (_x(2, 4, 5, 6), _x(8, 2, 1, 3), None, [1, 1], [0, 1], [1, 1], 2),
+    "mean#within": (_x(4, 5, 6), [1]),
+    "mean#of_all": (_x(4, 6), [0, 1]),
+}  # fmt: skip
 # No operators (what they are made of is captured), and one that yields nothing.
 NO_OPERATOR = ("double", "float", "half", "softsign", "tanhshrink", "_assert_tensor_metadata")
-NAMES = sorted(set(RULES) - set(NO_OPERATOR))
+NAMES = sorted((set(RULES) - set(NO_OPERATOR)) | set(_FORMS))
 
 
 def case(name: str) -> Case:
-    """(operator, arguments) for the name of a rule."""
+    """(operator, arguments) for the name of a rule, or of a form of it."""
+    arguments = _FORMS.get(name) or _ARGUMENTS.get(name)
+    name = name.partition("#")[0]
     packet = getattr(_ATEN, name.split(".")[0])
     overload = name.split(".")[1] if "." in name else _OVERLOADS.get(name)
-    arguments = _ARGUMENTS.get(name)
     known = packet.overloads()
     if arguments is None:
         if overload is None:

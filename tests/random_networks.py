@@ -214,6 +214,7 @@ def _map(args: Any, function: Callable[[Value], Any]) -> Any:
 
 def random_network(choices: Choices, largest: int = 7) -> Network:
     """A network of up to `largest` blocks, one to three inputs and one to three outputs."""
+    from tests import random_statistics  # noqa: F401 - its blocks
     from tests.random_blocks import BLOCKS, head, inputs
 
     build = Builder(choices)

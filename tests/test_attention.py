@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from graph_helpers import random_plan
@@ -11,10 +13,13 @@ from torch.nn import functional as F  # noqa: N812
 import hwprune
 from hwprune.capture import capture
 from hwprune.couple import Coupling, couple
-from hwprune.coupling import HEAD_DIM, HEADS, Site
+from hwprune.coupling import Site
 from hwprune.errors import HwpruneError, PlanError
+from hwprune.forms import HEAD_DIM, HEADS
+from hwprune.plan import Plan
 from hwprune.program import Program
 from hwprune.rewrite import rewrite
+from hwprune.stages import follow
 from hwprune.verify import verify
 
 COUNT, DEPTH, TOKENS = 4, 6, 9
@@ -395,7 +400,7 @@ def test_pruning_to_a_budget_and_again_by_its_plan(attention, width, tmp_path):
     assert again.plan == result.plan
     assert torch.equal(again.module(x), result.module(x))
     other = {HEADS: HEAD_DIM, HEAD_DIM: HEADS}[attention]
-    with pytest.raises(PlanError, match="units of attentions"):
+    with pytest.raises(PlanError, match="made with attention"):
         result.plan.check(couple(result.dense, attention=other), result.plan.fingerprint)
 
 
@@ -413,3 +418,58 @@ def test_one_key_and_value_for_all_heads():
 
     _, coupling, _ = pruned(Separate(shared, key_heads=1), HEADS)
     assert len(coupling.parameter_extents("out.weight")[1].terms) == 1
+
+
+def test_heads_and_then_channels_of_those_left(tmp_path):
+    x = torch.randn(1, TOKENS, 10)
+    torch.manual_seed(0)
+    model = Small()
+    images = torch.randn(8, TOKENS, 10)
+    result = hwprune.prune(model, (x,), macs="30%", attention="both", calibrate=images)
+    report = result.report
+    assert report["pruned"]["macs"] <= 0.3 * report["dense"]["macs"]
+    assert report["pruned"]["macs"] == pytest.approx(result.plan.then.predicted["macs"])
+    heads, channels = (stage["groups"] for stage in report["stages"])
+    assert [s["attention"] for s in report["stages"]] == [HEADS, HEAD_DIM]
+    before = {g["name"]: g["before"] for g in heads}
+    assert before["attention.qkv"] == COUNT
+    left = {g["name"]: g["after"] for g in heads}["attention.qkv"]
+    width = next(g["after"] for g in channels if g["name"] == "attention.qkv#2")
+    assert result.module.get_parameter("attention.out.weight").shape[1] == left * width
+    assert result.certificate.passed
+    assert result.certificate.reference.count("; then ") == 1
+    for name, dims in result.kept.items():
+        original = result.dense.module.get_parameter(name)
+        for dim, index in dims.items():
+            assert index.max() < original.shape[dim]
+            assert len(index) == result.module.get_parameter(name).shape[dim]
+    result.plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == result.plan
+    again = hwprune.prune(model, (x,), plan=tmp_path / "plan.json", calibrate=images)
+    assert torch.equal(again.module(x), result.module(x))
+    assert again.plan == result.plan
+
+
+def test_both_stages_of_a_plan_make_a_slice_of_the_original(tmp_path):
+    """The final weights are the original's at the indices that both stages keep."""
+    x = torch.randn(1, TOKENS, 10)
+    torch.manual_seed(0)
+    model = Small()
+    result = hwprune.prune(model, (x,), params="25%", attention="both")
+    for name, parameter in result.module.named_parameters():
+        wanted = model.get_parameter(name)
+        for dim, index in result.kept.get(name, {}).items():
+            wanted = wanted.index_select(dim, torch.from_numpy(index))
+        assert torch.equal(wanted, parameter), name
+    other = capture(Small(), (torch.randn(1, TOKENS, 10),))
+    with pytest.raises(PlanError, match="file: the plan was made for another model"):
+        follow(other, replace(result.plan, then=replace(result.plan.then, fingerprint="x")), "file")
+
+
+def test_a_search_takes_both_but_a_coupling_one():
+    program = capture(Small(), (torch.randn(1, TOKENS, 10),))
+    with pytest.raises(HwpruneError, match="unknown units 'both'"):
+        couple(program, attention="both")
+    text = Plan("a", {}).to_json().replace('"heads"', '"both"')
+    with pytest.raises(PlanError, match="'attention': unknown units 'both'"):
+        Plan.from_json(text)

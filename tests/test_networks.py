@@ -11,6 +11,7 @@ from torch import nn
 
 from hwprune.capture import capture
 from hwprune.couple import couple
+from tests import random_statistics  # noqa: F401 - its blocks
 from tests.network_properties import check_network
 from tests.random_blocks import BLOCKS, head, stem
 from tests.random_networks import Builder, Choices, Network, random_network, seeded

@@ -33,6 +33,13 @@ def test_round_trip(tmp_path):
             '{"format": 1, "fingerprint": "a", "kept": {}, "predicted": {"macs": "x"}}',
             "'predicted'",
         ),
+        ('{"format": 1, "fingerprint": "a", "kept": {}, "grouped": "x"}', "'grouped': unknown"),
+        ('{"format": 1, "fingerprint": "a", "kept": {}, "branches": 1}', "'branches': unknown"),
+        ('{"format": 1, "fingerprint": "a", "kept": {}, "then": 3}', "then: not a plan"),
+        (
+            '{"format": 1, "fingerprint": "a", "kept": {}, "then": {"then": {}}}',
+            "more than two stages",
+        ),
     ],
 )
 def test_malformed(tmp_path, text, message):

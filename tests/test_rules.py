@@ -32,6 +32,33 @@ class Func(nn.Module):
         return self.function(x)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised row by row, as in networks without norms."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, padding=1, **options)
+        self.gain = nn.Parameter(torch.full((self.out_channels, 1, 1, 1), 0.3))
+
+    def forward(self, x):
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = (self.gain * 1.7).view(-1)
+        rows = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0)
+        weight = rows.reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
+
+
+class ResponseNorm(nn.Module):
+    """The norm over space of a channel, relative to the mean of all channels'."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x):
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        return x + self.gain * x * size / (size.mean(1, keepdim=True) + 1e-6)
+
+
 class Picked(nn.Module):
     def __init__(self):
         super().__init__()
@@ -85,6 +112,9 @@ FREE = {
     "prelu_shared": (nn.PReLU(), 12, 12),
     "batch_norm": (nn.BatchNorm2d(12), 12, 12),
     "instance_norm": (nn.InstanceNorm2d(12, affine=True), 12, 12),
+    "group_norm": (nn.GroupNorm(3, 12), 12, 12),
+    "group_norm_whole": (nn.GroupNorm(6, 12, affine=False), 12, 12),
+    "group_norm_of_one": (nn.GroupNorm(1, 12), 12, 12),
     "max_pool": (nn.MaxPool2d(2), 12, 12),
     "adaptive": (nn.AdaptiveMaxPool2d(3), 12, 12),
     "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), 12, 12),
@@ -119,17 +149,20 @@ FREE = {
     "im2col": (Func(im2col), 4, 36),
     "col2im": (Func(col2im), 12, 3),
     "index_space": (Func(picked_rows), 12, 12),
+    "channel_mean": (Func(lambda x: x - x.mean(1, keepdim=True)), 12, 12),
+    "response_norm": (ResponseNorm(12), 12, 12),
+    "standardised": (Standardised(12, 10, 3), 12, 10),
+    "standardised_groups": (Standardised(12, 24, 3, groups=4), 12, 24),
     "permuted": (Func(lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(-1, 1)), 12, 12),
 }
 
 FROZEN = {
     "softmax": (nn.Softmax(1), 12, 12),
-    "group_norm": (nn.GroupNorm(3, 12), 12, 12),
     "layer_norm": (nn.LayerNorm([12, 8, 8]), 12, 12),
-    "channel_mean": (Func(lambda x: x - x.mean(1, keepdim=True)), 12, 12),
     "roll": (Func(lambda x: x.roll(1, 1)), 12, 12),
     "index_channels": (Func(lambda x: x[:, torch.arange(12).flip(0)]), 12, 12),
     "sort": (Func(lambda x: x.sort(1)[0]), 12, 12),
+    "channel_median": (Func(lambda x: x - x.median(1, keepdim=True)[0]), 12, 12),
     "one_constant": (Func(lambda x: x + torch.arange(12.0).reshape(12, 1, 1)), 12, 12),
     "gram": (Func(lambda x: torch.einsum("bchw,bdhw->bcd", x, x).unsqueeze(-1)), 12, 12),
 }
@@ -318,3 +351,24 @@ def test_embedding_columns_and_row_by_column_products():
     certificate.check()
     assert coupling.group("table").width == 8
     assert tuple(smaller.module.get_parameter("table.weight").shape) == (20, 4)
+
+
+def test_a_group_norm_loses_whole_groups_or_as_many_channels_of_each():
+    for groups, width, through in ((2, 6, True), (6, 6, False), (4, 4, False), (1, 12, True)):
+        net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(groups, 12), nn.Conv2d(12, 2, 1))
+        _, coupling, _, smaller, certificate = prune(net, (torch.randn(2, 3, 6, 6),), keep=0.5)
+        certificate.check()
+        (group,) = coupling.groups
+        assert group.width == width
+        assert group.through_norm_statistics == through
+        (norm,) = (n for n in smaller.module.graph.nodes if "group_norm" in str(n.target))
+        assert norm.args[1] == (groups if through else groups // 2)
+
+
+def test_units_of_standardised_weights_are_marked():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 6, 3), nn.Conv2d(6, 2, 1))
+    _, coupling, *_, certificate = prune(net.eval(), (torch.randn(1, 3, 6, 6),))
+    certificate.check()
+    assert "normalised over the kept channels" in certificate.reference
+    marked = {g.name: g.through_norm_statistics for g in coupling.groups}
+    assert marked == {"0": True, "1": False}

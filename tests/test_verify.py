@@ -71,7 +71,7 @@ def test_fails_on_another_plans_program():
 
 
 def test_fails_on_labels_that_miss_a_mix_of_channels():
-    """Were the mean over channels taken for harmless, the certificate would catch it."""
+    """Were a sum over channels taken for harmless, the certificate would catch it."""
 
     class Mixed(nn.Module):
         def __init__(self):
@@ -80,7 +80,7 @@ def test_fails_on_labels_that_miss_a_mix_of_channels():
 
         def forward(self, x):
             x = self.a(x).sigmoid()
-            return self.b(x - x.mean(1, keepdim=True))
+            return self.b(x - x.logsumexp(1, keepdim=True))
 
     class Plain(Mixed):
         def forward(self, x):
@@ -92,7 +92,8 @@ def test_fails_on_labels_that_miss_a_mix_of_channels():
     assert couple(mixed).groups == ()
     wrong = couple(plain)
     plan = Plan(fingerprint(mixed), {"a": (0, 2, 3)})
-    wrong = dataclasses.replace(wrong, shapes={**wrong.shapes, "mean": (2, 1)}, axes={**wrong.axes})
+    shapes = {**wrong.shapes, "logsumexp": (2, 1)}
+    wrong = dataclasses.replace(wrong, shapes=shapes, axes={**wrong.axes})
     smaller = rewrite(mixed, wrong, plan)
     certificate = verify(mixed, wrong, plan, smaller)
     assert not certificate.passed

@@ -84,7 +84,7 @@ def test_a_plan_brings_its_units_of_attentions(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 5, 6)
     result = hwprune.prune(Attention(), (x,), params="60%", attention="head_dim")
-    assert result.plan.attention == "head_dim"
+    assert result.plan.forms.attention == "head_dim"
     assert result.module.get_parameter("out.weight").shape[1] < 64
     save_pruned(result, tmp_path / "out")
     model = hwprune.load_pruned(Attention, tmp_path / "out")

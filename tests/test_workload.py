@@ -131,6 +131,11 @@ def test_unknown_values_are_priced_dense() -> None:
         def parameter_extents(self, name: str) -> tuple[Extent, ...]:
             raise KeyError(name)
 
+        def branch_of(self, node_name: str) -> str:
+            return ""
+
+        branch_of_parameter = branch_of
+
     program = capture(nn.Linear(32, 32), (torch.randn(1, 32),))
     (site,) = sites([call], Empty(), program)
     assert site.dense

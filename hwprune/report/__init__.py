@@ -54,6 +54,12 @@ def print_groups(found: Mapping[str, Any], console: Any) -> None:
         listed = ", ".join(members[:4]) + more
         table.add_row(group["name"], str(group["width"]), unit, listed, through)
     console.print(table)
+    if found["branches"]:
+        table = Table("branch", "parameters", "sum", "groups within", title="Removable branches")
+        for row in found["branches"]:
+            groups = ", ".join(row["groups"])
+            table.add_row(row["name"], str(row["params"]), row["sum"], groups)
+        console.print(table)
     table = Table("frozen", "width", "reason", "source", title="Frozen")
     for row in found["frozen"]:
         table.add_row(row["name"], str(row["width"]), row["reason"], row["source"])

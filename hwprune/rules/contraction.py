@@ -20,8 +20,10 @@ from hwprune.rules.engine import (
     operator_names,
     rule,
     shape_of,
+    varying,
 )
 from hwprune.rules.product import NO_CHANNELS, products
+from hwprune.rules.silence import vanishes
 
 _MOVES = frozenset(
     [
@@ -69,8 +71,8 @@ def is_weight(arg: Any) -> bool:
 
 def _weight(tracer: Tracer, node: fx.Node, position: int) -> fx.Node:
     weight = node.args[position]
-    if not isinstance(weight, fx.Node) or not is_weight(weight):
-        raise UnsupportedForm("the weight is computed, not a parameter")
+    if not isinstance(weight, fx.Node) or not (is_weight(weight) or vanishes(tracer, weight)):
+        raise UnsupportedForm("the weight is computed and may be nonzero in silenced channels")
     return weight
 
 
@@ -165,9 +167,11 @@ def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Fa
         raise UnsupportedForm("the weight's dimensions do not fit")
     channel = len(shape_of(x)) - spatial - 1
     factors = tracer.of(x)
-    for dim in range(channel + 1, channel + 1 + spatial):
+    space = range(channel + 1, channel + 1 + spatial)
+    for dim in [d for d in space if not _pointwise(node, d - channel - 1)]:
         factors = tracer.fix_dim(factors, dim, node, "mixes positions in space")
-    if any(f.shape[channel] == 1 for f in factors):
+    others = tuple(f for f in factors if f.shape[channel] == 1)
+    if any(d < channel for f in others for d in varying(f)):
         raise UnsupportedForm("channels vary over the batch")
     w = tracer.of(weight)
     for dim in range(2, 2 + spatial):
@@ -177,20 +181,37 @@ def _conv(tracer: Tracer, node: fx.Node, groups: int, *, transposed: bool) -> Fa
     if groups == 1:
         into, out = (0, 1) if transposed else (1, 0)
         tracer.unite_axes(data, tracer.vector(w, into), node, NO_CHANNELS)
-        return _emit(tracer, node, (), tracer.vector(w, out), channel, bias)
+        return _emit(tracer, node, others, tracer.vector(w, out), channel, bias)
     first, second = tracer.vector(w, 0), tracer.vector(w, 1)
     if transposed:
+        if others:
+            raise UnsupportedForm("channels vary over space")
         return _grouped_transposed(tracer, node, groups, (data, first, second), channel, bias)
     _grouped(tracer, node, groups, data, first, second)
-    return _emit(tracer, node, (), first, channel, bias)
+    return _emit(tracer, node, others, first, channel, bias)
 
 
-def _same_group(labels: np.ndarray, groups: int) -> Edges:
+def _pointwise(node: fx.Node, place: int) -> bool:
+    """Whether a convolution works on every position along a dimension in space alone."""
+
+    def at(position: int, name: str, default: int) -> Any:
+        listed = argument(node, position, name, default)
+        if isinstance(listed, list | tuple):
+            return listed[place] if len(listed) > 1 else listed[0]
+        return 0 if isinstance(listed, str) else listed
+
+    plain = at(3, "stride", 1) == 1 and at(4, "padding", 0) == 0
+    return plain and shape_of(node.args[1])[2 + place] == 1
+
+
+def same_group(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of all channels of each group."""
     table = labels.reshape(groups, -1)
     return np.broadcast_to(table[:, :1], table.shape).ravel(), table.ravel()
 
 
-def _same_offset(labels: np.ndarray, groups: int) -> Edges:
+def same_offset(labels: np.ndarray, groups: int) -> Edges:
+    """Unions of the channels that have the same place in their groups."""
     table = labels.reshape(groups, -1)
     return np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()
 
@@ -208,16 +229,16 @@ def _grouped(
         tracer.freeze(data, node, "a single output channel")
         return
     heads = output.reshape(groups, -1)[:, 0]
-    wholes: list[Edges] = [_same_group(output, groups)]
-    offsets: list[Edges] = [_same_offset(output, groups)]
+    wholes: list[Edges] = [same_group(output, groups)]
+    offsets: list[Edges] = [same_offset(output, groups)]
     stay: Sequence[np.ndarray] = [within] if within is not None else []
     if data is None:
         tracer.freeze(within, node, NO_CHANNELS)
         stay = [*stay, output]
     else:
         table = data.reshape(groups, -1)
-        wholes += [_same_group(data, groups), (table[:, 0], heads)]
-        offsets += [_same_offset(data, groups)]
+        wholes += [same_group(data, groups), (table[:, 0], heads)]
+        offsets += [same_offset(data, groups)]
         if within is not None:
             offsets += [(table[0], within)]
         else:
@@ -226,7 +247,9 @@ def _grouped(
     per_group = 0 if offsets is wholes else len(output) // groups
     reason = NO_CHANNELS if data is None else ""
     tracer.choices.append(
-        Choice(node, tuple(wholes), tuple(offsets), output, per_group, whole_only, reason)
+        Choice(
+            node, "grouped", tuple(wholes), tuple(offsets), output, per_group, whole_only, reason
+        )
     )
 
 
@@ -243,6 +266,6 @@ def _grouped_transposed(
     if second is not None or data is None or first is None:
         raise UnsupportedForm("grouped transposed convolution with several outputs a group")
     tracer.unite(data, first)
-    a, b = _same_group(first, groups)
+    a, b = same_group(first, groups)
     tracer.unite(a, b)
     return _emit(tracer, node, (), first.reshape(groups, -1)[:, 0], channel, bias)

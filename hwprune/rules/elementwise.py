@@ -13,8 +13,10 @@ from hwprune.rules.engine import (
     along,
     argument,
     combine,
+    operator_names,
     rule,
     shape_of,
+    varying,
 )
 
 _UNARY = [
@@ -175,8 +177,10 @@ def per_channel(tracer: Tracer, node: fx.Node) -> Factors:
     x = node.args[0]
     channel = 1 if len(shape) > 1 else 0
     factors = tracer.of(x)
+    if standardises(node):
+        tracer.statistics += [f.ravel() for f in factors if varying(f) == (len(shape) - 1,)]
     for dim in range(len(shape)) if "norm" in str(node.target) else ():
-        if dim != channel:
+        if dim != channel and not (standardises(node) and dim == len(shape) - 1):
             factors = tracer.fix_dim(factors, dim, node, "statistics run over these positions")
     operands: list[tuple[Factors, Sequence[int]]] = [(factors, shape_of(x))]
     for arg in node.args[1:]:
@@ -186,6 +190,14 @@ def per_channel(tracer: Tracer, node: fx.Node) -> Factors:
             placed = [size if d == channel else 1 for d in range(len(shape))]
             operands.append((factors, placed))
     return combine(tracer, node, operands, shape)
+
+
+def standardises(node: fx.Node) -> bool:
+    """Whether a call is a batch norm by statistics of its own over rows, as of a layer's weight."""
+    if operator_names(node)[1] != "batch_norm" or node.args[3] is not None:
+        return False
+    value = tensor_value(node)
+    return value is not None and value.ndim == 3
 
 
 @rule("glu")

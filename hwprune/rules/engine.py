@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from hwprune.coupling import HEADS
+from hwprune.forms import USUAL, Forms
 from hwprune.program import get_tensor, tensor_value
 
 Factors = tuple[np.ndarray, ...]
@@ -36,15 +36,21 @@ class UnsupportedForm(Exception):  # noqa: N818 - not an error: it freezes what 
 
 @dataclass(frozen=True)
 class Choice:
-    """A grouped convolution: units are whole groups, or the same offset in every group."""
+    """Groups of channels: units are whole groups, or the same offset in every group.
+
+    `form` names the option of `Forms` that may decide it. `statistics` are labels over which a
+    normalisation runs where units are offsets.
+    """
 
     node: fx.Node
+    form: str
     wholes: tuple[Edges, ...]
     offsets: tuple[Edges, ...]
     output: np.ndarray
     per_group: int  # output channels of a group; 0 where both forms are the same
-    whole_only: np.ndarray  # labels that must stay where units are whole groups
-    reason: str
+    whole_only: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reason: str = ""  # why the labels of `whole_only` must stay where units are whole groups
+    statistics: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Tracer:
     edges: list[Edges] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
-    attention: str = HEADS
+    forms: Forms = USUAL
     merges: list[Edges] = field(default_factory=list)
     statistics: list[np.ndarray] = field(default_factory=list)
     parameters: dict[int, tuple[str, tuple[np.ndarray | None, ...]]] = field(default_factory=dict)

@@ -31,7 +31,7 @@ def merging(tracer: Tracer) -> Tracer | None:
         return None
     return Tracer(
         tracer.module,
-        attention=tracer.attention,
+        forms=tracer.forms,
         parameters=parameters,
         aliases=tracer.aliases,
         count=tracer.count,

@@ -2,7 +2,7 @@
 
 A dimension that both operands carry along (the batch, heads, windows) indexes independent
 products. Where labels vary over it and over a multiplied dimension together, they are channels of
-heads: what a unit is, is chosen (`Tracer.attention`).
+heads: what a unit is, is chosen (`Tracer.forms`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from hwprune.coupling import HEADS
+from hwprune.forms import HEADS
 from hwprune.rules.engine import (
     Factors,
     Tracer,
     UnsupportedForm,
     argument,
     combine,
-    operator_names,
     rule,
     shape_of,
     varying,
 )
+from hwprune.rules.silence import vanishes
 
 NO_CHANNELS = "reads channels that cannot be removed"
 
@@ -50,7 +50,7 @@ class Operand:
 
 def operand(tracer: Tracer, arg: fx.Node, letters: str) -> Operand:
     """A value as it enters a product."""
-    return Operand(tracer.of(arg), shape_of(arg), letters, vanishes(arg))
+    return Operand(tracer.of(arg), shape_of(arg), letters, vanishes(tracer, arg))
 
 
 def contract(
@@ -77,13 +77,13 @@ def _by_unit(tracer: Tracer, node: fx.Node, x: Operand, carried: Sequence[str]) 
     for factor in x.factors:
         over = set(varying(factor))
         if over & heads and over - heads:
-            gone = sorted(over - heads if tracer.attention == HEADS else over & heads)
+            gone = sorted(over - heads if tracer.forms.attention == HEADS else over & heads)
             first = factor.take([0], axis=gone[0])
             for dim in gone[1:]:
                 first = first.take([0], axis=dim)
             tracer.merge(*(v.ravel() for v in np.broadcast_arrays(first, factor)))
             factors.append(first)
-        elif over & heads and tracer.attention != HEADS:
+        elif over & heads and tracer.forms.attention != HEADS:
             tracer.freeze(factor, node, "heads stay whole where units are channels of heads")
         else:
             factors.append(factor)
@@ -178,46 +178,3 @@ def einsum(tracer: Tracer, node: fx.Node) -> Factors:
         raise UnsupportedForm(f"the equation {equation}")
     first, second = (operand(tracer, t, x) for t, x in zip(tensors, letters, strict=True))
     return contract(tracer, node, first, second, out, shape_of(node))
-
-
-# Operators whose result is zero where their operands are: all of them, the first, or any.
-_ALL_ZERO = frozenset(
-    [
-        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
-        "permute", "transpose", "t", "numpy_T", "mT", "movedim", "expand", "slice", "select",
-        "chunk", "split", "split_with_sizes", "unbind", "cat", "stack", "roll", "clone",
-        "contiguous", "detach", "alias", "to", "_to_copy", "dropout", "neg", "add", "sub",
-        "relu", "gelu", "silu", "tanh", "leaky_relu", "hardswish", "repeat", "repeat_interleave",
-        "bmm", "matmul", "square", "sum", "mean", "index",
-    ]
-)  # fmt: skip
-_FIRST_ZERO = frozenset(["div", "constant_pad_nd"])
-_WEIGHTED = frozenset(
-    ["linear", "mm", "addmm", "embedding", "conv1d", "conv2d", "conv3d", "convolution"]
-)
-_DEEP = 40
-
-
-def vanishes(arg: Any, depth: int = 0) -> bool:
-    """Whether a value is zero in each channel whose parameters are zero; False if unsure."""
-    if not isinstance(arg, fx.Node) or depth > _DEEP:
-        return False
-    if arg.op != "call_function":
-        return arg.op == "get_attr"
-    name = operator_names(arg)[1]
-    if name in _WEIGHTED:
-        return True
-    tensors = arg.all_input_nodes
-    if name in ("layer_norm", "rms_norm", "batch_norm"):
-        position = 1 if name == "batch_norm" else 2
-        return isinstance(argument(arg, position, "weight"), fx.Node)
-    if name == "mul":
-        return any(vanishes(x, depth + 1) for x in tensors)
-    if name == "scaled_dot_product_attention":
-        return vanishes(arg.args[2], depth + 1)
-    if name in _FIRST_ZERO:
-        return vanishes(arg.args[0], depth + 1)
-    if name in _ALL_ZERO or "getitem" in str(arg.target):
-        numbers = name in ("add", "sub") and len(tensors) < 2
-        return not numbers and all(vanishes(x, depth + 1) for x in tensors)
-    return False

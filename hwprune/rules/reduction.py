@@ -9,11 +9,14 @@ from typing import Any
 from torch import fx
 
 from hwprune.program import tensor_value
+from hwprune.rules.contraction import same_group, same_offset
 from hwprune.rules.engine import (
+    Choice,
     Factors,
     Outputs,
     Tracer,
     UnsupportedForm,
+    along,
     argument,
     operator_names,
     rule,
@@ -48,41 +51,31 @@ def _reduced(tracer: Tracer, node: fx.Node, dim: Any, keepdim: bool) -> Factors:
     return tuple(f.squeeze(tuple(dims)) if dims else f for f in factors)
 
 
-@rule("sum", "mean", "prod", "amax", "amin", "any", "all", "argmax", "argmin", "logsumexp")
+@rule("sum", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 def reduce(tracer: Tracer, node: fx.Node) -> Factors:
     """`op(x, dim, keepdim)`."""
-    if is_mean_square(node):
-        return _mean_square(tracer, node)
-    return _reduced(
-        tracer, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
-    )
+    keeps = bool(argument(node, 2, "keepdim", False))
+    return _reduced(tracer, node, argument(node, 1, "dim"), keeps)
 
 
-def is_mean_square(node: fx.Node) -> bool:
-    """Whether a call is the mean of squares over the last dimension, as RMS norms begin."""
-    if operator_names(node)[1] != "mean" or not argument(node, 2, "keepdim", False):
-        return False
-    x = node.args[0]
-    value = tensor_value(x) if isinstance(x, fx.Node) and x.op == "call_function" else None
-    if value is None or not isinstance(x, fx.Node):
-        return False
-    name = operator_names(x)[1]
-    squared = (
-        name == "square"
-        or (name == "pow" and x.args[1] == 2)
-        or (name == "mul" and x.args[0] is x.args[1])
-    )
-    return squared and _dims(argument(node, 1, "dim"), value.ndim) == [value.ndim - 1]
+@rule("mean", "amax", "amin")
+def statistic(tracer: Tracer, node: fx.Node) -> Factors:
+    """`op(x, dim, keepdim)`: over one dimension, that of the channels that stay."""
+    dim, factors = statistic_dim(node), tracer.of(node.args[0])
+    keeps = bool(argument(node, 2, "keepdim", False))
+    alone = [f for f in factors if varying(f) == (dim,)]
+    if dim is None or not alone:
+        return _reduced(tracer, node, argument(node, 1, "dim"), keeps)
+    tracer.statistics += [f.ravel() for f in alone]
+    others = tuple(f for f in factors if f.shape[dim] == 1)
+    return others if keeps else tuple(f.squeeze(dim) for f in others)
 
 
-def _mean_square(tracer: Tracer, node: fx.Node) -> Factors:
-    """The mean over the channels that stay; of a head, all channels stay."""
-    factors = tracer.of(node.args[0])
-    for factor in factors:
-        if varying(factor) == (factor.ndim - 1,):
-            tracer.statistics.append(factor.ravel())
-            return tuple(f for f in factors if f is not factor)
-    return tracer.fix_dim(factors, len(shape_of(node)) - 1, node, _STATISTICS)
+def statistic_dim(node: fx.Node) -> int | None:
+    """The one dimension that a mean or a maximum runs over; else None."""
+    value = tensor_value(node.args[0])  # type: ignore[arg-type]
+    dims = [] if value is None else _dims(argument(node, 1, "dim"), value.ndim)
+    return dims[0] if len(dims) == 1 else None
 
 
 @rule("var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "norm")
@@ -130,10 +123,29 @@ def layer_norm(tracer: Tracer, node: fx.Node) -> Factors:
 
 @rule("group_norm")
 def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
-    """Statistics over groups of channels: those must stay."""
-    for arg in node.args[2:]:
-        tracer.freeze_value(arg, node, _STATISTICS)
-    return _pinned(tracer, node, node.args[0], list(range(1, len(shape_of(node)))), _STATISTICS)
+    """`group_norm(x, groups, weight, bias)`: whole norm groups go, or the same channels of each."""
+    x, groups, ndim = node.args[0], int(node.args[1]), len(shape_of(node))  # type: ignore[arg-type]
+    factors = _pinned(tracer, node, x, list(range(2, ndim)), _STATISTICS)
+    labels = tracer.vector(factors, 1)
+    for arg in node.args[2:4]:
+        if isinstance(arg, fx.Node):
+            tracer.unite_axes(labels, tracer.vector(tracer.of(arg), 0), node, _STATISTICS)
+    others = tuple(f for f in factors if f.shape[1] == 1)
+    if labels is None:
+        return others
+    wholes, offsets = (same(labels, groups) for same in (same_group, same_offset))
+    tracer.choices.append(
+        Choice(
+            node,
+            "group_norm",
+            (wholes,),
+            (offsets,),
+            labels,
+            len(labels) // groups,
+            statistics=labels,
+        )
+    )
+    return (*others, along(labels, 1, ndim))
 
 
 _WINDOWS = [

@@ -123,6 +123,15 @@ def normalized_shape(sizes: Resizing, node: fx.Node) -> None:
     node.update_arg(1, _resized(sizes, node, listed, first))
 
 
+@resizer("group_norm")
+def norm_groups(sizes: Resizing, node: fx.Node) -> None:
+    """The number of groups, where whole groups went."""
+    kept = sizes.kept(node.args[0], 1)
+    if kept is not None:
+        groups = int(node.args[1])  # type: ignore[arg-type]
+        node.update_arg(1, int(kept.reshape(groups, -1).any(axis=1).sum()))
+
+
 @resizer("scaled_dot_product_attention")
 def attention(sizes: Resizing, node: fx.Node) -> None:
     """The softmax keeps the scale that it was trained with."""

@@ -1,0 +1,122 @@
+"""A search in stages: each prunes what the one before left, on the way to the same budgets.
+
+In: the search of every stage. Out: one `Outcome`, and the budgets that a stage has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from hwprune.budget import LATENCY, Budget
+from hwprune.build import build
+from hwprune.latency import Outcome, interleaved
+from hwprune.prepare import Prepared
+from hwprune.stages import Stage, kept_through
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A stage: the network as it began, the scores of its units, and what was found."""
+
+    prepared: Prepared
+    scores: Mapping[str, np.ndarray]
+    outcome: Outcome
+
+    @property
+    def stage(self) -> Stage:
+        """What was found, without the search."""
+        outcome = self.outcome
+        return Stage(self.prepared.program, self.prepared.coupling, outcome.plan, outcome.program)
+
+
+def stage_budgets(
+    budgets: Mapping[str, Budget], first: Prepared, done: Sequence[Searched], stages: int
+) -> Mapping[str, Budget]:
+    """The budgets of the next stage: every stage takes the same share of what is there before."""
+    if stages == 1:
+        return budgets
+    part = (len(done) + 1) / stages
+    found: dict[str, Budget] = {}
+    for resource, budget in budgets.items():
+        if budget.relative and not done:
+            found[resource] = replace(budget, value=budget.value**part)
+        else:
+            dense = _dense(resource, first, done)
+            share = min(budget.absolute(dense) / dense, 1.0)
+            found[resource] = Budget(resource, dense * share**part, relative=False)
+    return found
+
+
+def _dense(resource: str, first: Prepared, done: Sequence[Searched]) -> float:
+    """What the original takes of a resource; its latency is measured if it has not been yet."""
+    if resource != LATENCY:
+        return first.dense(resource)
+    timing = done[0].outcome.timing if done else None
+    if timing is not None:
+        return timing.pair.dense_us
+    artifact = build(first.program, first.target, first.threads).artifact
+    return float(median(artifact.latencies_us(40, warmup=5)))
+
+
+def merge(done: Sequence[Searched]) -> Outcome:
+    """The outcome of all stages, in the units of the first: what is left of each group.
+
+    Heads of which some channels are left count as left. Latencies are measured anew, the original
+    beside the last.
+    """
+    first, last = done[0].outcome, done[-1].outcome
+    if len(done) == 1:
+        return first
+    plan = replace(first.plan, then=last.plan)
+    kept = _units_left(done)
+    allocation = replace(last.allocation, kept=kept)
+    timing = last.timing
+    if timing is not None and first.timing is not None:
+        timing = replace(
+            first.timing,
+            pair=interleaved(first.timing.dense.artifact, timing.pruned.artifact),
+            pruned_predicted_us=timing.pruned_predicted_us,
+            kernels=first.timing.kernels.then(timing.kernels),
+            pruned=timing.pruned,
+            attempts=first.timing.attempts + timing.attempts,
+            profiles=(first.timing.profiles[0], timing.profiles[1]),
+        )
+    return Outcome(allocation, plan, last.program, timing)
+
+
+def _units_left(done: Sequence[Searched]) -> dict[str, tuple[int, ...]]:
+    """The units of the first stage's groups all of whose channels are left after the last."""
+    left = kept_through([searched.stage for searched in done])
+    kept = dict(done[0].outcome.plan.kept)
+    for group in done[0].prepared.coupling.groups:
+        alive = np.isin(np.arange(group.width), kept[group.name])
+        for site, index in group.index.items():
+            listed = left.get(site.parameter, {}).get(site.dim)
+            if listed is not None:
+                alive &= np.isin(index, listed).all(axis=1)
+        if alive.any():
+            kept[group.name] = tuple(np.flatnonzero(alive).tolist())
+    there = dict(done[-1].outcome.program.module.named_parameters(remove_duplicate=False))
+    for branch in done[0].prepared.coupling.branches:
+        if not branch.parameters & there.keys():
+            kept |= dict.fromkeys((branch.name, *branch.groups), ())
+    return kept
+
+
+def describe_stages(done: Sequence[Searched]) -> list[dict[str, Any]]:
+    """What every stage pruned, as JSON data."""
+    return [
+        {
+            "attention": s.prepared.coupling.forms.attention,
+            "groups": [
+                {"name": g.name, "before": g.width, "after": len(s.outcome.plan.kept[g.name])}
+                for g in s.prepared.coupling.groups
+            ],
+        }
+        for s in done
+    ]
