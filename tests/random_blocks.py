@@ -156,8 +156,10 @@ def group_norm(b: Builder, x: Value) -> Value:
 
 @block(2, 3)
 def layer_norm(b: Builder, x: Value) -> Value:
-    """Statistics over the last dimension."""
+    """Statistics over the last dimension; of a single value they are rounding and nothing else."""
     size = x.shape[-1]
+    if size < 2:
+        return x
     return b.aten("layer_norm", x, [size], b.parameter(size), b.parameter(size))
 
 
