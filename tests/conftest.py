@@ -37,7 +37,10 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-LONGEST = ("readme", "pipeline", "lower_relax", "verify", "couple", "interruption", "lower_cpu")
+LONGEST = (
+    "readme", "networks", "pipeline", "lower_relax", "verify", "branches", "couple", "interruption",
+    "lower_cpu",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
