@@ -16,7 +16,7 @@ from torch import fx
 from hwprune.coupling import Branch, Coupling
 from hwprune.program import tensor_value
 from hwprune.rules.engine import argument, operator_names
-from hwprune.rules.movement import is_written
+from hwprune.rules.movement import is_view, is_written, mutates
 
 _Nodes = set[fx.Node]
 _Names = Mapping[str, frozenset[str]]
@@ -74,10 +74,10 @@ def remove_branches(graph: fx.Graph, branches: Sequence[Branch]) -> None:
 
 def _in_place_of(add: fx.Node, shortcut: fx.Node, within: _Nodes) -> fx.Node:
     """What the readers of a sum read without its branch: a copy, if x is written to elsewhere."""
-    if _mutates(add) and add.args[0] is shortcut:
+    if mutates(add) and add.args[0] is shortcut:
         return shortcut  # the sum lay in its memory before
     others = [u for u in shortcut.users if u is not add and u not in within]
-    later = any(_mutates(u) or (_is_view(u) and is_written(u)) for u in others)
+    later = any(mutates(u) or (is_view(u) and is_written(u)) for u in others)
     if not later and not is_written(add):
         return shortcut
     with add.graph.inserting_before(add):
@@ -133,14 +133,9 @@ def _only_for(output: fx.Node, add: fx.Node) -> _Nodes:
     return nodes
 
 
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
 def _writes_outside(node: fx.Node, nodes: _Nodes, output: fx.Node) -> bool:
     """Whether a call changes, in place, what does not lie within a branch."""
-    if not _mutates(node):
+    if not mutates(node):
         return False
     changed = node.args[0]
     if node not in nodes and changed is not output:
@@ -152,13 +147,7 @@ def _owns(nodes: _Nodes, value: object) -> bool:
     """Whether the memory of a value was made by one of these nodes."""
     if not isinstance(value, fx.Node) or value not in nodes or value.op != "call_function":
         return False
-    return not _is_view(value) or _owns(nodes, value.args[0])
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a call's result may lie in the memory of its first operand."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(r.alias_info is not None for r in schema.returns)
+    return not is_view(value) or _owns(nodes, value.args[0])
 
 
 def _readers(graph: fx.Graph, coupling: Coupling) -> _Names:

@@ -213,8 +213,7 @@ def specialize(program: Program) -> Program:
 
 def _values(program: Program, graph: fx.Graph) -> dict[fx.Node, Any]:
     """What every node of a copy of a program's graph yields at the sizes of the inputs."""
-    read = [node for node in graph.nodes if node.op == "get_attr"]
-    attributes = {node: get_tensor(program.module, str(node.target)) for node in read}
+    attributes = _attributes(program.module, graph)
     try:
         return concrete_values(graph, attributes, program.inputs)
     except Unknown:
@@ -227,11 +226,15 @@ def propagate(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Nod
     Tensors are fake, one for all that look alike. Which dimensions were symbolic before stays
     known (`symbolic_dims`).
     """
-    read = [node for node in module.graph.nodes if node.op == "get_attr"]
-    attributes = {node: get_tensor(module, str(node.target)) for node in read}
-    values = run_fake(module.graph, attributes, inputs)
+    values = run_fake(module.graph, _attributes(module, module.graph), inputs)
     _hold(module.graph, values)
     return values
+
+
+def _attributes(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Any]:
+    """What the `get_attr` nodes of a graph hold."""
+    read = [node for node in graph.nodes if node.op == "get_attr"]
+    return {node: get_tensor(module, str(node.target)) for node in read}
 
 
 def _hold(graph: fx.Graph, values: dict[fx.Node, Any]) -> None:

@@ -178,16 +178,19 @@ def take_slice(tracer: Tracer, node: fx.Node) -> Factors:
 
 def is_written(node: fx.Node) -> bool:
     """Whether a value, or a view of it, is changed in place."""
-    for user in node.users:
-        schema = getattr(user.target, "_schema", None)
-        if schema is None:
-            if user.op != "output" and is_written(user):
-                return True
-        elif schema.is_mutable or (
-            any(r.alias_info is not None for r in schema.returns) and is_written(user)
-        ):
-            return True
-    return False
+    return any(mutates(user) or (is_view(user) and is_written(user)) for user in node.users)
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether a call changes an operand in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a call's result may lie in the memory of its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)
 
 
 def slice_range(node: fx.Node, size: int) -> np.ndarray:
