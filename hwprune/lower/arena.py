@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from hwprune.lower.fuse import Fused
 from hwprune.lower.spec import ALIGNMENT, Kernel, Workload
-
-ITEM_BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def lifetimes(fused: Fused, kernels: Mapping[Workload, Kernel], lanes: int) -> l
     for i, call in enumerate(fused.calls):
         if call.output not in apart:
             spec = call.workload.output
-            size = ITEM_BYTES[spec.dtype] * prod(spec.physical(lanes))
+            size = np.dtype(spec.dtype).itemsize * prod(spec.physical(lanes))
             size = -(-size // ALIGNMENT) * ALIGNMENT
             found.append(Lifetime(call.output, size, i, last.get(call.output, i)))
     return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hwprune.lower.cpu import emit, rows, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
+from hwprune.lower.cpu.product import product
 from hwprune.lower.spec import Kernel, TensorSpec, Workload
 
 LOWEST = -3.0e38
@@ -193,20 +194,7 @@ class _Plan:
         limit: int,
     ) -> None:
         lanes = self.context.lanes
-        acc = T.alloc_buffer(
-            (tile.accumulators, lanes), "float32", scope="local", annotations=emit.ON_STACK
-        )
-        with T.unroll(tile.accumulators) as i:
-            emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        step = emit.step(depth)
-        with loop(depth // step) as first, unroll(step) as j:
-            k = first * step + j
-            with unroll(tile.cols) as r, unroll(tile.blocks) as b:
-                i = r * tile.blocks + b
-                value = left(row + r, k)
-                with T.vectorized(lanes) as lane:
-                    term = value * right[block + b, k, lane]
-                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        acc = product(tile, depth, lambda r, k: left(row + r, k), right, block)
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             i = r * tile.blocks + b
             if limit % lanes == 0:

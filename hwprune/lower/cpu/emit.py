@@ -25,6 +25,9 @@ from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 
 AHEAD = 32  # steps of a reduction by which weights that stream from memory are fetched early
 
+# (exp(x) - 1 - x) / x**2 near 0 (Cephes expf).
+EXP = (0.5, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
+
 # erf(x) / x as a quotient, least of the largest errors up to the limit, beyond which erf is 1.
 ERF_LIMIT = 3.8
 ERF_OVER = (
@@ -202,10 +205,7 @@ def exp(x: Expr) -> Expr:
     x = clamp(x, -87.3, 88.0)
     n = tirx.floor(x * const(1.44269504088896341) + const(0.5))
     r = x - n * const(0.693359375) - n * const(-2.12194440e-4)
-    p = const(1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
-        p = p * r + const(c)
-    p = p * r * r + r + const(1.0)
+    p = _polynomial(r, EXP) * r * r + r + const(1.0)
     exponent = tirx.Cast("int32", n) + tirx.const(127, "int32")
     return p * tirx.reinterpret("float32", tirx.shift_left(exponent, tirx.const(23, "int32")))
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
-from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
+from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, pack_channels, supported
 from hwprune.lower.cpu.fetch import Share
+from hwprune.lower.cpu.product import product
 from hwprune.lower.spec import PLAIN, Kernel, Workload
 
 FEW = 4  # rows, fewer of which stream the weights
@@ -125,12 +126,7 @@ class _Writer:
     def part(self, part: tiles.Segment, first: Expr, count: Expr) -> None:
         """Some tiles of vectors, each for all rows before the next."""
         for tile in self._tiles(part, first, count):
-            shape = (tile.rows * tile.vectors, self.plan.context.lanes)
-            acc = T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
-            with T.unroll(shape[0]) as i:
-                emit.store_vector(acc, [i], shape[1], lambda _: const(0.0))
-            self._reduce(acc, tile)
-            self._store(acc, tile)
+            self._store(self._sums(tile), tile)
 
     def _tiles(self, part: tiles.Segment, first: Expr, count: Expr) -> Iterator[_Tile]:
         with loop(count) as i:
@@ -141,20 +137,15 @@ class _Writer:
                     yield _Tile(row, rows.size, block, part.size, done + j)
                 done += rows.count
 
-    def _reduce(self, acc: Buffer, tile: _Tile) -> None:
+    def _sums(self, tile: _Tile) -> Buffer:
         """The sums of a tile; meanwhile a share of what the next tile of vectors needs."""
-        plan = self.plan
-        step, lanes = emit.step(plan.depth), plan.context.lanes
+        shape = tiles.Tile(1, tile.rows, tile.vectors)
+
+        def left(r: Expr, k: Expr) -> Expr:
+            return self.x[(*self._at(tile, r), k)]
+
         fetch = self._next(tile)
-        with loop(plan.steps) as k:
-            if fetch is not None:
-                fetch(k)
-            with unroll(step) as j, unroll(tile.rows) as r, unroll(tile.vectors) as b:
-                at, i = k * step + j, r * tile.vectors + b
-                value = self.x[(*self._at(tile, r), at)]
-                with T.vectorized(lanes) as lane:
-                    product = value * self.weight[tile.block + b, at, lane]
-                    T.buffer_store(acc, acc[i, lane] + product, [i, lane])
+        return product(shape, self.plan.depth, left, self.weight, tile.block, fetch)
 
     def _next(self, tile: _Tile) -> Share | None:
         """Fetches the weights of the next vectors, a share in every tile of rows."""

@@ -12,6 +12,7 @@ from math import prod
 
 from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
+from hwprune.lower.cpu.product import product
 from hwprune.lower.spec import PLAIN, Kernel, Workload
 
 
@@ -107,21 +108,7 @@ class _Plan:
         block: Expr,
         tile: tiles.Tile,
     ) -> None:
-        lanes = self.context.lanes
-        acc = T.alloc_buffer(
-            (tile.accumulators, lanes), "float32", scope="local", annotations=emit.ON_STACK
-        )
-        with T.unroll(tile.accumulators) as i:
-            emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
-        step = emit.step(self.depth)
-        with loop(self.depth // step) as first, unroll(step) as j:
-            k = first * step + j
-            with unroll(tile.cols) as r, unroll(tile.blocks) as b:
-                value = x[(*at, row + r, k)]
-                i = r * tile.blocks + b
-                with T.vectorized(lanes) as lane:
-                    term = value * packed[block + b, k, lane]
-                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        acc = product(tile, self.depth, lambda r, k: x[(*at, row + r, k)], packed, block)
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             self._store(acc, y, (*at, row + r), block + b, r * tile.blocks + b)
 
