@@ -23,6 +23,15 @@ from tvm import tirx  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 
+PIECES = 6  # of a thread's share of the work: what a thread can take from another
+LINE = 16  # int32 in a cache line
+TAKE = """
+define i32 @hwprune_take(ptr %taken) alwaysinline nounwind {
+  %piece = atomicrmw add ptr %taken, i32 1 monotonic
+  ret i32 %piece
+}
+"""
+
 AHEAD = 32  # steps of a reduction by which weights that stream from memory are fetched early
 
 # (exp(x) - 1 - x) / x**2 near 0 (Cephes expf).
@@ -126,14 +135,44 @@ def store_vector(
 
 @contextmanager
 def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
-    """Run the body once per thread with its (first, count) of `extent` equal pieces of work."""
+    """Run the body for pieces (first, count) of `extent` equal units of work, until all are done."""
+    with share_threads(extent, threads) as (_, first, count):
+        yield first, count
+
+
+@contextmanager
+def share_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """As `split_threads`, with the number of the thread first.
+
+    Each thread does the pieces of its own share in order, near what it has in its caches, and
+    then takes what is left of the others': a core that others use too delays nobody for long.
+    """
     workers = min(threads, extent)
     if workers <= 1:
-        yield 0, extent
+        yield 0, 0, extent
         return
-    with T.parallel(workers) as worker:
-        first = worker * extent // workers
-        yield first, (worker + 1) * extent // workers - first
+    size = max(extent // (workers * PIECES), 1)
+    pieces = -(-extent // size)
+    taken = T.alloc_buffer((workers, LINE), "int32", scope="local", annotations=ON_STACK)
+    for k in range(workers):
+        T.buffer_store(taken, k * pieces // workers, [k, 0])
+    with T.attr(0, "pragma_import_llvm", TAKE), T.parallel(workers) as worker:
+        mine = T.alloc_buffer((1,), "int32", scope="local", annotations=ON_STACK)
+        with T.serial(workers) as turn:
+            owner = (worker + turn) % workers
+            end = (owner + 1) * pieces // workers
+            T.buffer_store(mine, 0, [0])
+            # Not a while loop: TVM frees before its end what was allocated in it.
+            with T.serial(-(-pieces // workers)), T.If(mine[0] < end), T.Then():
+                T.buffer_store(mine, _take(taken, owner), [0])
+                with T.If(mine[0] < end), T.Then():
+                    first = mine[0] * size
+                    yield worker, first, tirx.min(size, extent - first) if extent % size else size
+
+
+def _take(taken: Buffer, owner: Expr) -> Expr:
+    """The next piece of a share that nobody has taken."""
+    return T.call_extern("int32", "hwprune_take", T.address_of(taken[owner, 0]))
 
 
 def prefetch(buffer: Buffer, index: list[Expr], level: int) -> None:

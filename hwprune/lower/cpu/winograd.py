@@ -133,7 +133,7 @@ class _Plan:
         mine = (self.context.threads, self.taps, self.chunk, self.tile.blocks, lanes)
         scratch = T.alloc_buffer(shape, "float32")
         products = T.alloc_buffer(mine, "float32")
-        with loop(g.batch) as n, _workers(count, workers) as (worker, first, some):
+        with loop(g.batch) as n, emit.share_threads(count, workers) as (worker, first, some):
             with loop(some) as i:
                 # The last chunk starts earlier rather than being shorter: one code for all.
                 start = tirx.min((first + i) * self.chunk, rows * cols - self.chunk)
@@ -189,7 +189,7 @@ class _Chunk:
         """All products of some blocks of output channels, then their outputs; block by block."""
         plan = self.plan
         for part in tiles.segments(plan.out_blocks, plan.tile.blocks):
-            with _workers(part.count, self.threads) as (helper, first, count):
+            with emit.share_threads(part.count, self.threads) as (helper, first, count):
                 worker = self.worker + helper
                 with loop(count) as i:
                     block = part.start + (first + i) * part.size
@@ -284,15 +284,3 @@ def _inside(index: Expr, extent: int, m: int) -> Iterator[None]:
         return
     with T.If(index < extent), T.Then():
         yield
-
-
-@contextmanager
-def _workers(extent: int, threads: int) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """As `emit.split_threads`, with the number of the worker first."""
-    workers = min(threads, extent)
-    if workers <= 1:
-        yield 0, 0, extent
-        return
-    with T.parallel(workers) as worker:
-        first = worker * extent // workers
-        yield worker, first, (worker + 1) * extent // workers - first
