@@ -135,7 +135,7 @@ def store_vector(
 
 @contextmanager
 def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
-    """Run the body for pieces (first, count) of `extent` equal units of work, until all are done."""
+    """Run the body for pieces (first, count) of `extent` equal units of work until all are done."""
     with share_threads(extent, threads) as (_, first, count):
         yield first, count
 
@@ -157,17 +157,18 @@ def share_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr, Expr]
     for k in range(workers):
         T.buffer_store(taken, k * pieces // workers, [k, 0])
     with T.attr(0, "pragma_import_llvm", TAKE), T.parallel(workers) as worker:
-        mine = T.alloc_buffer((1,), "int32", scope="local", annotations=ON_STACK)
-        with T.serial(workers) as turn:
-            owner = (worker + turn) % workers
-            end = (owner + 1) * pieces // workers
-            T.buffer_store(mine, 0, [0])
-            # Not a while loop: TVM frees before its end what was allocated in it.
-            with T.serial(-(-pieces // workers)), T.If(mine[0] < end), T.Then():
-                T.buffer_store(mine, _take(taken, owner), [0])
-                with T.If(mine[0] < end), T.Then():
+        mine = T.alloc_buffer((2,), "int32", scope="local", annotations=ON_STACK)
+        T.buffer_store(mine, 0, [1])
+        # Not a while loop: TVM frees before its end what was allocated in it.
+        with T.serial(pieces + workers), T.If(mine[1] < workers), T.Then():
+            owner = (worker + mine[1]) % workers
+            T.buffer_store(mine, _take(taken, owner), [0])
+            with T.If(mine[0] < (owner + 1) * pieces // workers):
+                with T.Then():
                     first = mine[0] * size
                     yield worker, first, tirx.min(size, extent - first) if extent % size else size
+                with T.Else():
+                    T.buffer_store(mine, mine[1] + 1, [1])
 
 
 def _take(taken: Buffer, owner: Expr) -> Expr:
