@@ -23,7 +23,7 @@ from tvm import tirx  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 
-PIECES = 6  # of a thread's share of the work: what a thread can take from another
+PIECES = 6  # of a thread's share of the work at most: what another thread may take
 LINE = 16  # int32 in a cache line
 TAKE = """
 define i32 @hwprune_take(ptr %taken) alwaysinline nounwind {
@@ -134,24 +134,27 @@ def store_vector(
 
 
 @contextmanager
-def split_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
+def split_threads(extent: int, threads: int, pieces: int = PIECES) -> Iterator[tuple[Expr, Expr]]:
     """Run the body for pieces (first, count) of `extent` equal units of work until all are done."""
-    with share_threads(extent, threads) as (_, first, count):
+    with share_threads(extent, threads, pieces) as (_, first, count):
         yield first, count
 
 
 @contextmanager
-def share_threads(extent: int, threads: int) -> Iterator[tuple[Expr, Expr, Expr]]:
+def share_threads(
+    extent: int, threads: int, pieces: int = PIECES
+) -> Iterator[tuple[Expr, Expr, Expr]]:
     """As `split_threads`, with the number of the thread first.
 
     Each thread does the pieces of its own share in order, near what it has in its caches, and
     then takes what is left of the others': a core that others use too delays nobody for long.
+    `pieces` a thread at most, fewer where starting a piece has its price.
     """
     workers = min(threads, extent)
     if workers <= 1:
         yield 0, 0, extent
         return
-    size = max(extent // (workers * PIECES), 1)
+    size = max(extent // (workers * pieces), 1)
     pieces = -(-extent // size)
     taken = T.alloc_buffer((workers, LINE), "int32", scope="local", annotations=ON_STACK)
     for k in range(workers):
