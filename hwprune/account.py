@@ -224,9 +224,12 @@ def _fidelity(facts: Facts) -> dict[str, Any]:
 
 
 def _runner(program: Program) -> Callable[[Tensor], Any]:
-    if program.dynamic_batch:
-        return program.module
-    return lambda batch: torch.cat([program.module(x[None]) for x in batch])
+    def run(batch: Tensor) -> Any:
+        if program.dynamic_batch or batch.shape == program.inputs[0].shape:
+            return program.module(batch)
+        return torch.cat([program.module(x[None]) for x in batch])
+
+    return run
 
 
 def _add_energy(report: dict[str, Any], prepared: Prepared) -> None:

@@ -7,7 +7,6 @@ without the user's classes, and every later stage reads nothing but a `Program`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import linecache
 import logging
@@ -28,6 +27,8 @@ from hwprune.model_check import (
     check_input_sizes,
     check_model,
     check_module_inputs,
+    check_values,
+    copied,
     mixes_types,
 )
 from hwprune.program import (
@@ -77,6 +78,7 @@ def capture(
         check_module_inputs(model, tuple(inputs))
         check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
         program = _from_module(model, tuple(inputs), name or type(model).__name__)
+    check_values(program.module.graph)
     check_finite(dict(program.module.named_parameters()), dict(program.module.named_buffers()))
     return program
 
@@ -160,7 +162,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgr
     if mixes_types(model, inputs):  # torch.export would not notice
         try:
             with torch.no_grad():
-                copy.deepcopy(model)(*(x.clone() for x in inputs))
+                copied(model)(*(x.clone() for x in inputs))
         except Exception as error:
             raise _export_error(model, inputs, error) from error
     batched = inputs and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
@@ -181,7 +183,7 @@ def _export_error(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception
     """The clearest account of a failed export: wrong inputs, or the user's line and the op."""
     try:
         with torch.no_grad():
-            copy.deepcopy(model)(*(x.clone() for x in inputs))
+            copied(model)(*(x.clone() for x in inputs))
     except Exception as plain:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         return ModelError(

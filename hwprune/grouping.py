@@ -146,17 +146,21 @@ def _groups(
     found: dict[int, dict[Site, np.ndarray]] = defaultdict(dict)
     for site in sorted(sites, key=lambda s: (order[s.parameter][0], s.dim)):
         component = sites[site]
-        alive = component[component >= 0]
-        for group in np.unique(members[alive]):
+        alive = members[component[component >= 0]]
+        same = bool(len(alive)) and bool((alive == alive[0]).all())
+        for group in alive[:1] if same else np.unique(alive):
             found[int(group)][site] = component
     groups: list[Group] = []
     components: list[np.ndarray] = []
     names: Counter[str] = Counter()
+    owner = np.full(len(members) + 1, -1, np.int64)
     for group, axes in sorted(found.items(), key=lambda item: _rank(item, order, members)):
         first = next(iter(axes.values()))
         mine = first[(first >= 0) & (members[np.maximum(first, 0)] == group)]
         units = mine[np.sort(np.unique(mine, return_index=True)[1])]
-        index = {site: _positions(component, units) for site, component in axes.items()}
+        owner[units] = np.arange(len(units))
+        index = {site: _positions(owner[component], len(units)) for site, component in axes.items()}
+        owner[units] = -1
         name = next(iter(axes)).parameter
         name = name.rpartition(".")[0] or name
         names[name] += 1
@@ -191,14 +195,11 @@ def _rank(
     return order[site.parameter][0], site.dim, int(np.flatnonzero(inside)[0])
 
 
-def _positions(component: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """(width, k): where each unit lies on an axis, ascending."""
-    lookup = np.argsort(units)
-    place = np.minimum(np.searchsorted(units, component, sorter=lookup), len(units) - 1)
-    owner = np.where(units[lookup[place]] == component, lookup[place], -1)
+def _positions(owner: np.ndarray, width: int) -> np.ndarray:
+    """(width, k): where each unit lies on an axis, ascending; `owner` is -1 where none does."""
     positions = np.flatnonzero(owner >= 0)
     ranked = positions[np.argsort(owner[positions], kind="stable")]
-    return ranked.reshape(len(units), -1).astype(np.int64)
+    return ranked.reshape(width, -1).astype(np.int64)
 
 
 def _frozen(
@@ -241,8 +242,8 @@ def _same_reason(
 ) -> list[tuple[int, tuple[Site, ...], int]]:
     """(reason, sites, how many) of the components that must stay, in the order of the sites."""
     listed = sorted(sites, key=lambda s: (order[s.parameter][0], s.dim))
-    found = [np.unique(units.component[sites[s]]) for s in listed]
-    found = [c[units.stays[c]] for c in found]
+    axes = [units.component[sites[s]] for s in listed]
+    found = [np.unique(c[units.stays[c]]) for c in axes]
     random = np.random.default_rng(0)
     signature = np.zeros((len(units.stays), 2), np.uint64)
     signature[:, 1] = reason + 1

@@ -6,7 +6,6 @@ tried on a copy first, which must compute what the program does; else nothing is
 
 from __future__ import annotations
 
-import copy
 import linecache
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from hwprune.capture import first_line, user_frame
+from hwprune.compare import random_inputs
 from hwprune.errors import ModelError
+from hwprune.model_check import copied
 from hwprune.module_sizes import Calls, changed_sizes, module_calls, new_sizes
 from hwprune.program import Program, source_line
-from hwprune.verify import TOLERANCE, double, perturb, random_inputs
+from hwprune.verify import TOLERANCE, double, perturb
 
 SINGLE_TOLERANCE = 1e-4  # where the model's Python does not run in float64
 _HINT = "take result.module instead, or let the size follow a layer's attribute"
@@ -47,7 +49,7 @@ def apply_in_place(model: nn.Module, dense: Program, smaller: Program) -> nn.Mod
     _check_same(model, dense)
     _check_whole(dense, smaller)
     change = _change(model, dense, smaller)
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     _make(trial, change)
     _check(model, trial, dense, smaller)
     _make(model, change)
@@ -96,7 +98,11 @@ def _change(model: nn.Module, dense: Program, smaller: Program) -> Change:
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, tensor in _named(model).items():
         owner, _, leaf = name.rpartition(".")
-        shapes[owner][leaf] = tuple(tensors.get(name, tensor).shape)
+        shape = tuple(tensors.get(name, tensor).shape)
+        shapes[owner][leaf] = shape
+        layer = owner.removesuffix(".parametrizations.weight")
+        if _makes_weight(model.get_submodule(layer), tensor):
+            shapes[layer]["weight"] = shape
     calls = module_calls(dense, smaller)
     attributes = {
         (path, name): value
@@ -104,6 +110,12 @@ def _change(model: nn.Module, dense: Program, smaller: Program) -> Change:
         for name, value in new_sizes(module, shapes[path], calls.get(path, Calls())).items()
     }
     return Change(tensors, attributes)
+
+
+def _makes_weight(layer: nn.Module, tensor: Tensor) -> bool:
+    """Whether a layer's weight is computed of this tensor, which has its shape (a weight norm)."""
+    computed = isinstance(layer, nn.Linear | _ConvNd) and "weight" not in layer._parameters
+    return computed and tensor.shape == layer.weight.shape
 
 
 def _make(model: nn.Module, change: Change) -> None:
@@ -163,7 +175,7 @@ def _check(model: nn.Module, trial: nn.Module, dense: Program, smaller: Program)
 def _runs_in_double(model: nn.Module, dense: Program) -> bool:
     """Whether the model as it was computes in float64 what its graph does; it may cast to less."""
     inputs = random_inputs(dense, torch.Generator().manual_seed(1))
-    found = _run(copy.deepcopy(model).double(), inputs)
+    found = _run(copied(model).double(), inputs)
     return _difference(_run(double(dense), inputs), found) <= TOLERANCE
 
 

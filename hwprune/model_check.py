@@ -5,17 +5,28 @@ Each refusal is one ModelError that names the layer and the source line of the u
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
 
 from hwprune.errors import ModelError
-from hwprune.program import short_path
+from hwprune.program import short_path, source_line
 
-_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.qat")
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.ao.nn.qat",
+    "torch.ao.nn.intrinsic.qat",
+    "torch.ao.quantization.observer",
+    "torch.ao.quantization.fake_quantize",
+)
+_SYMBOLIC = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def check_model(model: Any) -> None:
@@ -36,6 +47,12 @@ def check_model(model: Any) -> None:
                 where=_place(model, path),
                 hint="prune the floating-point model, then quantise",
             )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{path or 'the model'} ({kind.__name__}) is TorchScript",
+                where=_place(model, path) if path else "",
+                hint="pass the nn.Module that it was made from",
+            )
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         _check_tensor(model, name, tensor)
@@ -48,6 +65,8 @@ def _check_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
         what, hint = "is complex, which cannot be pruned", "keep its real and imaginary parts"
     elif tensor.is_quantized:
         what, hint = "is quantised", "prune the floating-point model, then quantise"
+    elif tensor.layout is not torch.strided:
+        what, hint = "is sparse", "make it dense with to_dense()"
     else:
         return
     raise ModelError(f"{name} {what}", where=_place(model, name.rpartition(".")[0]), hint=hint)
@@ -83,6 +102,18 @@ def check_finite(*tensors: Mapping[str, Tensor]) -> None:
                 raise ModelError("the weights contain infinite values", where=name)
 
 
+def check_values(graph: fx.Graph) -> None:
+    """ModelError naming the first call of a captured graph whose sizes depend on values."""
+    for node in graph.nodes:
+        known = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, _SYMBOLIC)]
+        if node.op == "call_function" and free_unbacked_symbols(known):
+            raise ModelError(
+                f"sizes depend on values (operator {node.target})",
+                where=source_line(node),
+                hint="select by value outside the model",
+            )
+
+
 def check_input_sizes(inputs: tuple[Tensor, ...]) -> None:
     """ModelError naming the first example input that has no elements."""
     for i, given in enumerate(inputs):
@@ -95,9 +126,16 @@ def check_input_sizes(inputs: tuple[Tensor, ...]) -> None:
 
 
 def mixes_types(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether a floating-point input has another type than every parameter."""
+    """Whether an input has another type than every floating-point parameter."""
     known = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return bool(known) and any(x.is_floating_point() and x.dtype not in known for x in inputs)
+    return bool(known) and any(x.dtype not in known for x in inputs)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that holds results of its own (the weight of `weight_norm`)."""
+    held = [tree_leaves(list(vars(module).values())) for module in model.modules()]
+    made = [x for values in held for x in values if isinstance(x, Tensor) and not x.is_leaf]
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in made})
 
 
 def _place(model: nn.Module, path: str) -> str:

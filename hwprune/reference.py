@@ -66,20 +66,24 @@ def statistics_dim(node: fx.Node) -> int | None:
         return -1
     if name == "group_norm":
         return 1
+    if name == "_weight_norm":
+        return 1 - int(argument(node, 2, "dim", 0))
     return statistic_dim(node) if name in ("mean", "amax", "amin") else None
 
 
-def plain_batch_norms(module: fx.GraphModule) -> None:
-    """Write batch norms in evaluation mode as arithmetic.
+def plain_norms(module: fx.GraphModule) -> None:
+    """Write batch norms in evaluation mode, and norms of weights, as arithmetic.
 
-    PyTorch's own gradient of one is wrong for a single picture whose gradient lies transposed
-    (2.13, CPU), as it does behind a patch embedding.
+    PyTorch's own gradient of a batch norm is wrong for a single picture whose gradient lies
+    transposed (2.13, CPU), as it does behind a patch embedding. A silenced row of a weight has no
+    length to divide by.
     """
     for node in module.graph.nodes:
-        if node.op != "call_function" or operator_names(node)[1] != "batch_norm":
-            continue
-        if not node.args[5] and isinstance(node.args[3], fx.Node):
+        name = operator_names(node)[1] if node.op == "call_function" else ""
+        if name == "batch_norm" and not node.args[5] and isinstance(node.args[3], fx.Node):
             node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
+        elif name == "_weight_norm":
+            node.target = _weight_norm
     module.recompile()
 
 
@@ -90,6 +94,8 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
         return statistic_dim(node), bool(argument(node, 2, "keepdim", False))
     if name == "batch_norm":
         return node.args[1], node.args[2], node.args[7]
+    if name == "_weight_norm":
+        return node.args[1], argument(node, 2, "dim", 0)
     if name == "group_norm":
         names = ((1, "num_groups"), (2, "weight"), (3, "bias"))
         return (*(argument(node, *place) for place in names), argument(node, 4, "eps", 1e-5))
@@ -155,6 +161,16 @@ def _rms_norm(x: Tensor, keep: Tensor, weight: Tensor | None, eps: float | None)
     return y if weight is None else y * weight
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    square = v.square().sum([d for d in range(v.ndim) if d != dim], keepdim=True)
+    return v * g * square.where(square > 0, 1.0).rsqrt()
+
+
+def _kept_weight_norm(v: Tensor, keep: Tensor, g: Tensor, dim: int) -> Tensor:
+    place = [-1 if d == 1 - dim else 1 for d in range(v.ndim)]
+    return _weight_norm(v * keep.reshape(place), g, dim)
+
+
 def _mean(x: Tensor, keep: Tensor, dim: int, keepdim: bool) -> Tensor:
     mean = x.movedim(dim, -1) @ keep / keep.sum()
     return mean.unsqueeze(dim) if keepdim else mean
@@ -176,4 +192,5 @@ _MASKED: dict[str, Callable[..., Tensor]] = {
     "amin": _amin,
     "batch_norm": _standardise,
     "group_norm": _group_norm,
+    "_weight_norm": _kept_weight_norm,
 }

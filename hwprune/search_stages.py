@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -43,13 +44,20 @@ def stage_budgets(
     part = (len(done) + 1) / stages
     found: dict[str, Budget] = {}
     for resource, budget in budgets.items():
-        if budget.relative and not done:
-            found[resource] = replace(budget, value=budget.value**part)
+        if budget.relative and (not done or resource == LATENCY):
+            share = min(budget.value**part / _measured_share(done), 1.0)
+            found[resource] = replace(budget, value=share)
         else:
             dense = _dense(resource, first, done)
             share = min(budget.absolute(dense) / dense, 1.0)
             found[resource] = Budget(resource, dense * share**part, relative=False)
     return found
+
+
+def _measured_share(done: Sequence[Searched]) -> float:
+    """The share of the original's latency that is left, each stage measured side by side."""
+    timings = [searched.outcome.timing for searched in done]
+    return prod(timing.pair.ratio for timing in timings if timing is not None)
 
 
 def _dense(resource: str, first: Prepared, done: Sequence[Searched]) -> float:

@@ -6,6 +6,7 @@ choice of widths, and the widths worth trying for a group.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hwprune.coupling import Extent, Group
 from hwprune.errors import HwpruneError
+from hwprune.lower.constants import CONSTANT
 from hwprune.lower.spec import Call, TensorSpec, Workload
 from hwprune.reshape import reshape_workload
 from hwprune.target import Target
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from hwprune.program import Program
 
 Extents = tuple[Extent, ...]
+_GROUPS = {f"conv{kind}{d}d": 6 for kind in ("", "_transpose") for d in (1, 2, 3)}  # their place
 SMALL_WIDTH = 64  # channels; below this, half an aligned block is worth a candidate
 
 
@@ -166,7 +169,8 @@ class _Follower:
         try:
             found = tuple(self.coupling.parameter_extents(name))
         except (KeyError, IndexError, HwpruneError):
-            found = ()
+            made = self.value(name.removeprefix(CONSTANT), spec)  # computed of parameters
+            found = made if made is not None and name.startswith(CONSTANT) else ()
         checked = self._checked(found, spec)
         if checked is None and len(spec.shape) == 1 and output is not None:
             axis = min(1, len(output) - 1) if len(output) != 3 else 2
@@ -220,12 +224,20 @@ def _derivable(site: Site, full: Mapping[str, int]) -> bool:
     varies = any(e.terms for extents in (*site.inputs, site.output) for e in extents)
     if not varies:
         return True
-    if site.call.workload.op == "aten" and len(_classes(site)) > 1:
+    if site.call.workload.op == "aten" and len(_classes(site)) > 1 and not _any_sizes(site.call):
         return False  # which combinations of sizes it allows is not known
     try:
         return site.workload(full) == site.call.workload
     except HwpruneError:
         return False
+
+
+def _any_sizes(call: Call) -> bool:
+    """Whether an ATen call takes any number of inputs with any number of outputs."""
+    packet = str(call.workload.attr("target")).split(".")[1]
+    given, place = json.loads(str(call.workload.attr("args")))["args"], _GROUPS.get(packet)
+    groups = given[place] if place is not None and len(given) > place else 1
+    return packet in ("linear", "mm", "addmm") or (place is not None and groups == 1)
 
 
 def _node(value: str) -> str:

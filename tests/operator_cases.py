@@ -39,6 +39,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "adaptive_max_pool1d": (_image(6), [3]),
     "adaptive_max_pool2d": (_I2, [3, 3]),
     "adaptive_max_pool3d": (_I3, [2, 2, 2]),
+    "_weight_norm": (_x(6, 4, 3), _x(6, 1, 1), 0),
     "addcdiv": (_x(4, 6), _x(4, 6), _x(6) + 9),
     "addcmul": (_x(4, 6), _x(4, 6), _x(6)),
     "addmm": (_x(6), _x(4, 5), _x(5, 6)),

@@ -168,6 +168,18 @@ def test_both_forms_export_to_onnx(name, tmp_path):
         assert torch.allclose(torch.from_numpy(found), flat(module(x)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_computed_shrink_in_place(way):
+    model = nn.Sequential(way(nn.Conv2d(3, 8, 1)), nn.ReLU(), way(nn.Conv2d(8, 6, 1, groups=2)))
+    x = torch.randn(1, 3, 4, 4)
+    dense, _, _, smaller, certificate = prune(model, (x,))
+    certificate.check()
+    made = apply_in_place(model, dense, smaller)
+    assert torch.allclose(made(x), smaller.module(x), atol=1e-6)
+    assert (made[0].out_channels, made[2].in_channels, made[2].out_channels) == (4, 4, 6)
+
+
 def test_ties_and_settings_stay():
     dense, model, _, _ = applied("layers")
     assert model.twice.weight is model.tied.weight

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.errors import LoweringError
-from hwprune.lower.fold import channel_affine, fold_batch_norm
+from hwprune.lower.affine import channel_affine
+from hwprune.lower.fold import fold_batch_norm
 from hwprune.lower.functional import packet
 from tests.lower_helpers import image, outputs, static
 

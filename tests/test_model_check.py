@@ -59,6 +59,36 @@ class Custom(Net):
         return twice(x)
 
 
+class Chosen(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0]
+
+
+class Scaled(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return x * x.argmax().item()
+
+
+@torch.library.custom_op("hwprune_tests::thrice", mutates_args=())
+def thrice(x: Tensor) -> Tensor:
+    return x * 3
+
+
+@thrice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Undifferentiable(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return thrice(x)
+
+
+class Noisy(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +133,28 @@ def test_an_operator_without_a_fake_is_named():
         capture(Custom(), (X,))
 
 
+@pytest.mark.parametrize(
+    ("model", "operator"),
+    [(Chosen(nn.Linear(6, 3)), "aten.index.Tensor"), (Scaled(), "aten.item.default")],
+)
+def test_sizes_and_numbers_that_depend_on_values_name_their_line(model, operator):
+    with pytest.raises(ModelError, match=rf"{HERE}  .*: sizes depend on values .*{operator}"):
+        capture(model, (X,))
+
+
+def test_an_operator_without_gradients_is_certified_by_its_values():
+    *_, certificate = prune(Undifferentiable(), (X,))
+    certificate.check()
+    assert certificate.gradient_rel_error is None
+    assert "cannot be differentiated" in certificate.reference
+
+
+def test_noise_is_left_out_of_the_certificate():
+    *_, certificate = prune(Noisy(), (X,))
+    certificate.check()
+    assert certificate.gradient_rel_error is not None
+
+
 def test_complex_parameters_are_refused_integer_ones_work():
     with pytest.raises(ModelError, match=rf"{HERE}: phase is complex"):
         capture(Complex(), (X,))
@@ -140,6 +192,32 @@ def test_quantised_layers_are_named():
         capture(model, (X,))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_observers_are_named(training):
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(6, 8)).train(training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kind = "get_default_qat_qconfig" if training else "get_default_qconfig"
+        model.qconfig = getattr(torch.ao.quantization, kind)("x86")
+        turn = torch.ao.quantization.prepare_qat if training else torch.ao.quantization.prepare
+        observed = turn(model)
+    with pytest.raises(ModelError, match=r"0.activation_post_process \(.*\) is quantised"):
+        capture(observed, (X,))
+
+
+def test_sparse_parameters_and_torchscript_are_refused():
+    model = Net()
+    model.body[3].weight = nn.Parameter(model.body[3].weight.detach().to_sparse())
+    with pytest.raises(ModelError, match=rf"{HERE}: body.3.weight is sparse .*to_dense"):
+        capture(model, (X,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(layers().eval(), X)
+    for given in (scripted, Net(scripted)):
+        with pytest.raises(ModelError, match=r"is TorchScript .*pass the nn.Module"):
+            capture(given, (X,))
+
+
 def test_train_mode_is_captured_evaluated_and_stays():
     model = Net().train()
     wanted = copy.deepcopy(model).eval()(X)
@@ -165,6 +243,11 @@ def test_half_precision_stays(dtype):
     assert all(p.dtype is dtype for p in smaller.module.parameters())
     with pytest.raises(ModelError, match=r"does not run on inputs of shape \(2, 6\): .*dtype"):
         capture(Net().to(dtype), (X,))
+
+
+def test_integers_where_the_model_wants_numbers():
+    with pytest.raises(ModelError, match=r"does not run on inputs of shape \(2, 6\): .*dtype"):
+        capture(Net(), (X.long(),))
 
 
 def test_what_is_no_model_or_no_tensor():

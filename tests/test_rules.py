@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from graph_helpers import prune
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from hwprune.couple import Site
 
@@ -66,6 +67,11 @@ class Picked(nn.Module):
 
     def forward(self, x):
         return x.index_select(1, self.places)
+
+
+class Listed(Picked):
+    def forward(self, x):
+        return x[:, self.places]
 
 
 def shuffle(x, groups=3):
@@ -136,6 +142,9 @@ FREE = {
     "repeat": (Func(lambda x: x.repeat(1, 2, 1, 1)), 12, 24),
     "repeat_interleave": (Func(lambda x: x.repeat_interleave(2, 1)), 12, 24),
     "index_select": (Picked(), 12, 14),
+    "index_listed": (Listed(), 12, 14),
+    "weight_norm": (weight_norm(nn.Conv2d(12, 10, 3, padding=1)), 12, 10),
+    "weight_norm_transposed": (weight_norm(nn.ConvTranspose2d(12, 10, 1), dim=1), 12, 10),
     "pad_channels": (Func(padded), 12, 17),
     "glu": (nn.GLU(1), 12, 6),
     "stack_sum": (Func(lambda x: torch.stack([x, x * 2], 2).sum(2)), 12, 12),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import hwprune
-from hwprune.budget import MACS, PARAMS, Budget
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import capture
-from hwprune.latency import search
+from hwprune.latency import Pair, search
 from hwprune.prepare import prepare
 from hwprune.progress import Silent
 from hwprune.score import score
@@ -40,6 +43,20 @@ def test_every_stage_takes_the_same_share(searched: Searched) -> None:
     assert end[PARAMS].absolute(1.0) == pytest.approx(dense / 9)
     loose = stage_budgets({MACS: Budget(MACS, 1e12, False)}, first, [], 2)
     assert loose[MACS].value == pytest.approx(first.dense(MACS))
+
+
+def test_a_share_of_the_latency_counts_what_the_stage_before_was_measured_to_leave(
+    searched: Searched,
+) -> None:
+    """Microseconds of an earlier stage would be those of an earlier clock speed."""
+    asked = {LATENCY: Budget(LATENCY, 0.49, relative=True)}
+    first = stage_budgets(asked, searched.prepared, [], 2)
+    assert first == {LATENCY: Budget(LATENCY, pytest.approx(0.7), relative=True)}
+    for left, wanted in ((0.5, 0.98), (0.7, 0.7), (0.4, 1.0)):
+        timing = SimpleNamespace(pair=Pair(dense_us=90.0, pruned_us=left * 91.0, ratio=left))
+        done = replace(searched, outcome=replace(searched.outcome, timing=timing))
+        found = stage_budgets(asked, searched.prepared, [done], 2)
+        assert found == {LATENCY: Budget(LATENCY, pytest.approx(wanted), relative=True)}
 
 
 def test_one_stage_is_its_own_outcome(searched: Searched) -> None:

@@ -199,3 +199,21 @@ def test_sizes_in_aten_arguments() -> None:
         reshape_workload(other, [(1, 16, 2)], (1, 32), [])
     free = work("aten.thing.default", '{"args": [{"input": 0}, 7], "kwargs": {}}')
     assert reshape_workload(free, [(1, 16, 2)], (1, 32), []).output.shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["half", "computed"])
+def test_fallbacks_and_computed_weights_follow_both_widths(kind: str) -> None:
+    norm = torch.nn.utils.parametrizations.weight_norm
+    layers = [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 48, 3), nn.Conv2d(48, 5, 1)]
+    model = nn.Sequential(*(layers if kind == "half" else map(norm, layers))).eval()
+    x = torch.randn(1, 3, 8, 8)
+    if kind == "half":
+        model, x = model.half(), x.half()
+    program = capture(model, (x,))
+    coupling = couple(program)
+    folded = fold_batch_norm(specialize(program))
+    first, second = (g.name for g in coupling.groups)
+    found = sites(fuse(folded), coupling, folded)
+    convs = [s for s in found if len(s.call.workload.params) and s.axes]
+    shapes = [s.workload({first: 16, second: 24}).params[0].shape for s in convs]
+    assert shapes == [(16, 3, 1, 1), (24, 16, 3, 3), (5, 24, 1, 1)]

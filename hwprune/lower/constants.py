@@ -20,6 +20,7 @@ from hwprune.lower.functional import (
     writes_first,
 )
 
+CONSTANT = "constant_"  # the name of a buffer is this, and the node's that it takes the place of
 CONSTANT_BYTES = 1 << 28  # larger results of constant subgraphs are computed at run time
 
 _LIKE = frozenset(
@@ -118,7 +119,7 @@ def _shape_only(node: fx.Node) -> Tensor:
 
 def _constant(module: fx.GraphModule, node: fx.Node, before: fx.Node, tensor: Tensor) -> fx.Node:
     """A constant with a node's meta data."""
-    constant = constant_node(module, before, f"constant_{node.name}", tensor.contiguous())
+    constant = constant_node(module, before, f"{CONSTANT}{node.name}", tensor.contiguous())
     constant.meta = {**node.meta, "val": tensor}
     return constant
 

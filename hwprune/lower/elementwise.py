@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from hwprune.lower.affine import channel_affine
 from hwprune.lower.epilogue import Absorbed, is_float, match, unary_step
-from hwprune.lower.fold import channel_affine
 from hwprune.lower.functional import packet
 from hwprune.lower.match import find_root
 from hwprune.lower.root import Root, shape

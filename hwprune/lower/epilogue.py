@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hwprune.lower.fold import channel_affine
+from hwprune.lower.affine import channel_affine
 from hwprune.lower.functional import argument, packet
 from hwprune.lower.spec import Step
 

@@ -15,11 +15,11 @@ from torch import Tensor, fx
 
 from hwprune.capture import Program
 from hwprune.errors import LoweringError
+from hwprune.lower.affine import channel_affine, channel_axis, fold_affine, held
 from hwprune.lower.functional import (
     argument,
     constant_node,
     get_tensor,
-    has_tensor,
     packet,
     place,
     substitute,
@@ -29,19 +29,6 @@ from hwprune.lower.normalise import normalise
 
 _NORMS = {"aten.batch_norm": 7, "aten._native_batch_norm_legit_no_training": 6}  # where eps is
 _ARITHMETIC = frozenset(("aten.add", "aten.sub", "aten.mul", "aten.div", "aten.rsub", "aten.neg"))
-_CONVOLUTIONS = frozenset(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"))
-
-
-def channel_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`x * scale + shift`, both (C,), along `channel_axis(x.ndim)`."""
-    shape = [1] * x.ndim
-    shape[channel_axis(x.ndim)] = -1
-    return x * scale.reshape(shape) + shift.reshape(shape)
-
-
-def channel_axis(ndim: int) -> int:
-    """Where per-channel constants lie: axis 1 of images (4-D), the last axis of all else."""
-    return 1 if ndim == 4 else ndim - 1
 
 
 def fold_batch_norm(program: Program) -> Program:
@@ -64,7 +51,7 @@ def fold_batch_norm(program: Program) -> Program:
             _expand_prelu(module, node)
     for node in list(module.graph.nodes):
         if node.target is channel_affine:
-            _fold_affine(module, node)
+            fold_affine(module, node)
     module.graph.eliminate_dead_code()
     module.recompile()
     return result
@@ -78,13 +65,13 @@ def _norm_to_affine(module: fx.GraphModule, node: fx.Node) -> None:
             where=place(node),
         )
     eps = float(argument(node, _NORMS[name], "eps", 1e-5))
-    mean, var = (_constant(module, node.args[i], node).double() for i in (3, 4))
+    mean, var = (held(module, node.args[i], node).double() for i in (3, 4))
     scale = torch.rsqrt(var + eps)
     if node.args[1] is not None:
-        scale = scale * _constant(module, node.args[1], node).double()
+        scale = scale * held(module, node.args[1], node).double()
     shift = -mean * scale
     if node.args[2] is not None:
-        shift = shift + _constant(module, node.args[2], node).double()
+        shift = shift + held(module, node.args[2], node).double()
     if not bool(torch.isfinite(torch.stack([scale, shift]).float()).all()):
         raise LoweringError(
             "a batch norm's statistics give a scale or shift that is not finite",
@@ -105,12 +92,6 @@ def _norm_prefix(node: fx.Node) -> str:
     source = node.args[1] if isinstance(node.args[1], fx.Node) else node.args[3]
     assert isinstance(source, fx.Node)
     return str(source.target).rpartition(".")[0]
-
-
-def _constant(module: fx.GraphModule, source: Any, user: fx.Node) -> Tensor:
-    if not isinstance(source, fx.Node) or source.op != "get_attr":
-        raise LoweringError(f"a parameter of {user.target} is computed", where=place(user))
-    return get_tensor(module, str(source.target)).detach()
 
 
 def _replace_by_affine(
@@ -232,71 +213,3 @@ def _expand_prelu(module: fx.GraphModule, node: fx.Node) -> None:
     if tensor.numel() == 1 and val.ndim in (2, 4):
         wide = tensor.reshape(1).expand(val.shape[1]).contiguous()
         node.update_arg(1, constant_node(module, node, f"{node.name}_slope", wide))
-
-
-def _fold_affine(module: fx.GraphModule, node: fx.Node) -> None:
-    """Move a `channel_affine` into the convolution, linear layer or affine that feeds it."""
-    producer = node.args[0]
-    if not isinstance(producer, fx.Node) or len(producer.users) != 1:
-        return
-    scale, shift = (_constant(module, c, node).double() for c in node.args[1:3])
-    if producer.target is channel_affine:
-        weight, bias = (_constant(module, c, producer).double() for c in producer.args[1:3])
-        names = ("scale", "shift")
-        for i, tensor in enumerate((weight * scale, bias * scale + shift)):
-            name = f"{producer.name}_{names[i]}_{node.name}"
-            constant = constant_node(module, producer, name, tensor.to(value(node).dtype))
-            producer.update_arg(i + 1, constant)
-    elif not _fold_into_weight(module, producer, scale, shift):
-        return
-    node.replace_all_uses_with(producer)
-    module.graph.erase_node(node)
-
-
-def _fold_into_weight(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift: Tensor) -> bool:
-    """Scale a layer's weight and shift its bias; False where that is not possible."""
-    name, val = packet(node), value(node)
-    linear = name == "aten.linear"
-    if linear and val.ndim == 4:
-        return False  # its channels are the last axis, the affine's are axis 1
-    if not linear and (name not in _CONVOLUTIONS or val.ndim != 4):
-        return False
-    if name == "aten.convolution" and node.args[6]:
-        return False
-    weight_node, bias_node = node.args[1], argument(node, 2, "bias")
-    if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
-        return False
-    if bias_node is not None and bias_node.op != "get_attr":
-        return False
-    weight = _constant(module, weight_node, node).double()
-    weight = weight * scale.reshape(-1, *([1] * (weight.ndim - 1)))
-    bias = shift
-    if bias_node is not None:
-        bias = bias + _constant(module, bias_node, node).double() * scale
-    weight_name = _free_name(module, weight_node, str(weight_node.target), node)
-    bias_name = str(weight_node.target).rpartition(".")[0] + ".bias"
-    if bias_node is not None:
-        bias_name = str(bias_node.target)
-    bias_name = _free_name(module, bias_node, bias_name.removeprefix("."), node)
-    new = [
-        constant_node(module, node, target, tensor.to(val.dtype).contiguous())
-        for target, tensor in ((weight_name, weight), (bias_name, bias))
-    ]
-    arguments = list(node.args) + [None] * (3 - len(node.args))
-    arguments[1:3] = new
-    node.args = tuple(arguments)
-    node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
-    return True
-
-
-def _free_name(module: fx.GraphModule, old: fx.Node | None, name: str, node: fx.Node) -> str:
-    """`name` if overwriting it changes nothing else, else a name of the node's own."""
-    readers = [
-        user
-        for source in module.graph.nodes
-        if source.op == "get_attr" and str(source.target) == name
-        for user in source.users
-    ]
-    if old is not None:
-        return name if readers == [node] else f"{name}@{node.name}"
-    return name if not readers and not has_tensor(module, name) else f"{name}@{node.name}"

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import fx
 
+from hwprune.lower.affine import channel_affine
 from hwprune.lower.epilogue import is_float
-from hwprune.lower.fold import channel_affine
 from hwprune.lower.functional import argument, get_tensor, packet
 from hwprune.lower.movement import is_alias, transposition
 from hwprune.lower.root import Root, is_parameter, shape

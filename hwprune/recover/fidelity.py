@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def fidelity(
@@ -41,7 +42,7 @@ def fidelity(
 
 
 def _rows(output: Any) -> np.ndarray:
-    while isinstance(output, tuple | list):
-        output = output[0]
-    array = output.detach().numpy() if isinstance(output, Tensor) else np.asarray(output)
+    """The first tensor of an output as (N, …) float64."""
+    leaves = [x for x in tree_leaves(output) if isinstance(x, Tensor | np.ndarray)]
+    array = leaves[0].detach().double().numpy() if isinstance(leaves[0], Tensor) else leaves[0]
     return array.reshape(len(array), -1).astype(np.float64)

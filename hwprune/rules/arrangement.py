@@ -150,17 +150,36 @@ def index_select(tracer: Tracer, node: fx.Node) -> Factors:
     """Positions listed in a constant of the graph."""
     x, index = node.args[0], node.args[2]
     dim = int(node.args[1]) % len(shape_of(x))  # type: ignore[arg-type]
-    factors = tracer.of(x)
     tracer.freeze_value(index, node, "")
+    return _take(tracer, x, index, dim)
+
+
+def _take(tracer: Tracer, x: Any, index: Any, dim: int) -> Factors:
+    factors = tracer.of(x)
     if not any(f.shape[dim] > 1 for f in factors):
         return factors
     positions = constant_index(tracer.module, index)
     return tuple(f.take(positions, axis=dim) if f.shape[dim] > 1 else f for f in factors)
 
 
+def listed_dim(node: fx.Node) -> int | None:
+    """The one dimension that `x[:, positions]` picks from, where they are a constant list."""
+    places: Any = node.args[1]
+    taken = [d for d, positions in enumerate(places) if positions is not None]
+    value = tensor_value(places[taken[0]]) if len(taken) == 1 else None
+    constant = value is not None and places[taken[0]].op == "get_attr"
+    plain = constant and value is not None and value.ndim == 1 and value.dtype == torch.int64
+    return taken[0] if plain else None
+
+
 @rule("index")
 def index(tracer: Tracer, node: fx.Node) -> Factors:
-    """`x[:, rows, columns]`: the picked dimensions keep their length, the others pass."""
+    """`x[:, rows, columns]`: the picked dimensions keep their length, the others pass.
+
+    A constant list of positions along one dimension picks channels.
+    """
+    if (one := listed_dim(node)) is not None:
+        return _take(tracer, node.args[0], node.args[1][one], one)  # type: ignore[index]
     x, listed = node.args[0], list(node.args[1])  # type: ignore[arg-type]
     ndim = len(shape_of(x))
     taken = [d for d, positions in enumerate(listed) if positions is not None]

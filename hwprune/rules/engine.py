@@ -286,7 +286,14 @@ def _merge(tracer: Tracer, result: list[np.ndarray], factor: np.ndarray) -> list
     for other in result:
         if set(varying(other)) & set(varying(factor)):
             tracer.unite(other, factor)
-            factor = min(other, factor, key=lambda f: (-len(varying(f)), len(np.unique(f))))
+            factor = min(other, factor, key=lambda f: (-len(varying(f)), _distinct(f)))
         else:
             kept.append(other)
     return [*kept, factor]
+
+
+def _distinct(factor: np.ndarray) -> int:
+    """How many labels a factor has; most carry new ones, which ascend and need no sorting."""
+    flat = factor.ravel()
+    ascends = bool((flat[1:] > flat[:-1]).all())
+    return len(flat) if ascends else len(np.unique(flat))

@@ -18,6 +18,7 @@ from hwprune.rules.engine import (
     UnsupportedForm,
     along,
     argument,
+    combine,
     operator_names,
     rule,
     shape_of,
@@ -146,6 +147,18 @@ def group_norm(tracer: Tracer, node: fx.Node) -> Factors:
         )
     )
     return (*others, along(labels, 1, ndim))
+
+
+@rule("_weight_norm")
+def weight_norm(tracer: Tracer, node: fx.Node) -> Factors:
+    """`g v / |v|` of a weight, a length for each row or each column: of the channels that stay."""
+    v, g = node.args[:2]
+    shape, dim = shape_of(v), int(argument(node, 2, "dim", 0))
+    if len(shape) < 2 or dim not in (0, 1):
+        raise UnsupportedForm("a norm over more than the other channels")
+    factors = _pinned(tracer, node, v, range(2, len(shape)), "")
+    tracer.statistics += [f.ravel() for f in factors if varying(f) == (1 - dim,)]
+    return combine(tracer, node, [(factors, shape), (tracer.of(g), shape_of(g))], shape)
 
 
 _WINDOWS = [

@@ -16,6 +16,7 @@ from torch import fx
 
 from hwprune.coupling import Coupling
 from hwprune.program import get_tensor
+from hwprune.rules.arrangement import listed_dim
 from hwprune.rules.engine import argument, operator_names
 from hwprune.rules.movement import slice_range
 
@@ -205,11 +206,24 @@ def index_select(sizes: Resizing, node: fx.Node) -> None:
     x, index = node.args[0], node.args[2]
     dim = int(node.args[1]) % len(sizes.shape(x))  # type: ignore[arg-type]
     kept = sizes.kept(x, dim)
-    if kept is None or not isinstance(index, fx.Node):
-        return
-    listed = get_tensor(sizes.module, str(index.target)).numpy()
-    places = (np.cumsum(kept) - 1)[listed[kept[listed]]]
-    node.update_arg(2, sizes.constant(node, places))
+    if kept is not None and isinstance(index, fx.Node):
+        node.update_arg(2, _listed(sizes, node, index, kept))
+
+
+@resizer("index")
+def index(sizes: Resizing, node: fx.Node) -> None:
+    """`x[:, positions]`: listed positions that stay, at their new places."""
+    dim = listed_dim(node)
+    kept = None if dim is None else sizes.kept(node.args[0], dim)
+    if kept is not None:
+        listed: Any = list(node.args[1])  # type: ignore[arg-type]
+        listed[dim] = _listed(sizes, node, listed[dim], kept)
+        node.update_arg(1, listed)
+
+
+def _listed(sizes: Resizing, node: fx.Node, index: fx.Node, kept: np.ndarray) -> fx.Node:
+    listed = get_tensor(sizes.module, str(index.target)).cpu().numpy()
+    return sizes.constant(node, (np.cumsum(kept) - 1)[listed[kept[listed]]])
 
 
 @resizer("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

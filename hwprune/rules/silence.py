@@ -72,6 +72,8 @@ def _norm(tracer: Tracer, node: fx.Node, name: str, depth: int) -> bool:
     if name in ("layer_norm", "rms_norm", "group_norm"):
         channel = 1 if name == "group_norm" else -1
         return _only(tracer, node, (channel,)) and isinstance(argument(node, 2, "weight"), fx.Node)
+    if name == "_weight_norm":
+        return vanishes(tracer, node.args[0], depth)
     if name != "batch_norm":
         return False
     x, scale, shift, mean = node.args[:4]
