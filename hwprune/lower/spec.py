@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 PACKED = "packed"
 LAST = "packed_last"
+STEP_PARAMS = {"bias": 1, "affine": 2, "prelu": 1}  # how many entries a step consumes; others none
 ALIGNMENT = 64  # bytes, of every tensor in an arena: a cache line, and the longest vector
 
 Attr = int | float | bool | str | None | tuple["Attr", ...]

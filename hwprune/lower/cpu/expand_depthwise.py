@@ -36,9 +36,12 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
         workload.output.physical(context.lanes),
         plan.emit,
     )
-    tile, g = plan.tile, plan.down.geometry
+    tile = plan.tile
     reason = f"register tile {tile.cols} pixels x {tile.blocks} vectors, ring of {plan.rows} rows"
     return Kernel(workload, func, f"cpu.{EXPAND_DEPTHWISE}", reason, plan.pack)
+
+
+Element = Callable[[Expr, Expr, Expr], Expr]  # by pixel and vector of a tile, and lane
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,9 @@ class _Plan:
             with loop(g.batch) as n:
                 for part in self.up.block_segments():
                     with loop(part.count) as i:
-                        band = _Band(self, n, part.start + i * part.size, part.size, ring)
-                        band.write(first, count, xs[0], (ps[0], up), (ps[split], down), acc, y)
+                        block = part.start + i * part.size
+                        band = _Band(self, n, block, part.size, xs[0], (ps[0], up), ring)
+                        band.write(first, count, (ps[split], down), acc, y)
 
     def _border(self, ring: Buffer) -> None:
         """Zeros in the columns outside the image."""
@@ -115,7 +119,7 @@ class _Plan:
                     emit.store_vector(ring, at, lanes, lambda _: const(0.0))
 
 
-Part = tuple[Buffer, Epilogue]  # the weights of a convolution and what follows it
+Weights = tuple[Buffer, Epilogue]  # of a convolution, and what follows it
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,11 @@ class _Band:
     n: Expr
     block: Expr
     blocks: int
+    x: Buffer
+    up: Weights
     ring: Buffer
 
-    def write(
-        self, first: Expr, count: Expr, x: Buffer, up: Part, down: Part, acc: Buffer, y: Buffer
-    ) -> None:
+    def write(self, first: Expr, count: Expr, down: Weights, acc: Buffer, y: Buffer) -> None:
         """`count` output rows from `first` on, each after the wide rows that it adds."""
         g, rows = self.plan.down.geometry, self.plan.rows
         with T.serial(count) as i:
@@ -140,47 +144,57 @@ class _Band:
             low = tirx.max(tirx.max(origin, known), 0)
             high = tirx.max(tirx.min(origin + rows, g.height), low)
             with T.serial(high - low) as j:
-                self._expand(low + j, x, up)
+                self._expand(low + j)
             with loop(self.blocks) as b:
-
-                def read(h: Expr, w: Expr, lane: Expr) -> Expr:
-                    return self.ring[h % rows, b, w + g.padding[1], lane]  # noqa: B023
-
                 at = self.n, self.block + b, row
-                self.plan.down.row(at, read, down[0], acc, down[1], y)
+                self.plan.down.row(at, self._reader(b), down[0], acc, down[1], y)
 
-    def _expand(self, h: Expr, x: Buffer, up: Part) -> None:
-        """A row of the wide tensor."""
-        plan, lanes, (weight, epilogue) = self.plan, self.plan.context.lanes, up
-        slot, start = h % plan.rows, plan.down.geometry.padding[1]
-        for part in tiles.segments(_copied(plan.down.geometry), plan.tile.cols):
+    def _reader(self, b: Expr) -> depthwise.Read:
+        """The wide image in the ring."""
+        left = self.plan.down.geometry.padding[1]
+        return lambda h, w, lane: self.ring[h % self.plan.rows, b, w + left, lane]
+
+    def _expand(self, h: Expr) -> None:
+        """A row of the wide image."""
+        for part in tiles.segments(_copied(self.plan.down.geometry), self.plan.tile.cols):
             with loop(part.count) as i:
-                col = part.start + i * part.size
-                tile = tiles.Tile(1, part.size, self.blocks)
+                self._tile(h, part.start + i * part.size, tiles.Tile(1, part.size, self.blocks))
 
-                def left(r: Expr, k: Expr) -> Expr:
-                    return x[self.n, k // lanes, h, col + r, k % lanes]  # noqa: B023
+    def _tile(self, h: Expr, col: Expr, tile: tiles.Tile) -> None:
+        """Some pixels of a row, with the epilogue: where that is long, in a loop of its own."""
+        weight, epilogue = self.up
+        lanes, read = self.plan.context.lanes, self._reader
 
-                acc = product(tile, plan.depth, left, weight, self.block)
+        def left(r: Expr, k: Expr) -> Expr:
+            return self.x[self.n, k // lanes, h, col + r, k % lanes]
 
-                def sums(c: Expr, b: Expr, lane: Expr) -> Expr:
-                    return acc[c * self.blocks + b, lane]  # noqa: B023
+        acc = product(tile, self.plan.depth, left, weight, self.block)
 
-                def stored(c: Expr, b: Expr, lane: Expr) -> Expr:
-                    return self.ring[slot, b, start + col + c, lane]  # noqa: B023
+        def sums(c: Expr, b: Expr, lane: Expr) -> Expr:
+            return acc[c * tile.blocks + b, lane]
 
-                def put(over: type[loop], value: Callable[..., Expr], finish: bool) -> None:
-                    with over(tile.cols) as c, over(tile.blocks) as b:  # noqa: B023
-                        with T.vectorized(lanes) as lane:
-                            done = value(c, b, lane)
-                            if finish:
-                                at = Position(self.n, self.block + b, h, col + c, lane)  # noqa: B023
-                                done = epilogue.apply(done, at)
-                            T.buffer_store(self.ring, done, [slot, b, start + col + c, lane])  # noqa: B023
+        def finished(value: Element) -> Element:
+            def at(c: Expr, b: Expr, lane: Expr) -> Expr:
+                position = Position(self.n, self.block + b, h, col + c, lane)
+                return epilogue.apply(value(c, b, lane), position)
 
-                put(unroll, sums, not epilogue.heavy)
-                if epilogue.heavy:
-                    put(loop, stored, True)
+            return at
+
+        if epilogue.heavy:
+            self._store(h, col, tile, sums)
+            stored = finished(lambda c, b, lane: read(b)(h, col + c, lane))
+            self._store(h, col, tile, stored, over=loop)
+        else:
+            self._store(h, col, tile, finished(sums))
+
+    def _store(
+        self, h: Expr, col: Expr, tile: tiles.Tile, value: Element, over: type[loop] = unroll
+    ) -> None:
+        """Store `value(pixel, vector, lane)` of a tile in the ring."""
+        slot, start = h % self.plan.rows, self.plan.down.geometry.padding[1] + col
+        with over(tile.cols) as c, over(tile.blocks) as b:
+            with T.vectorized(self.plan.context.lanes) as lane:
+                T.buffer_store(self.ring, value(c, b, lane), [slot, b, start + c, lane])
 
 
 def _copied(g: Geometry) -> int:
