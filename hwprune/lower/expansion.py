@@ -44,8 +44,20 @@ def join_expansions(
     return tuple(joined.get(call.name, call) for call in calls if call.name not in within)
 
 
+def join(expand: Workload, depthwise: Workload) -> Workload:
+    """The `expand_depthwise` workload of two convolutions, of which one reads the other."""
+    steps = tuple((step.op, step.args) for step in expand.epilogue)
+    return replace(
+        depthwise,
+        op=EXPAND_DEPTHWISE,
+        inputs=(*expand.inputs, *depthwise.inputs[1:]),
+        params=(*expand.params, *depthwise.params),
+        attrs=tuple(sorted({**dict(depthwise.attrs), "expansion": steps}.items())),
+    )
+
+
 def parts(workload: Workload) -> tuple[Workload, Workload]:
-    """The (expansion, depthwise convolution) of an `expand_depthwise` workload, as conv2d ones."""
+    """The (expansion, depthwise convolution) of an `expand_depthwise` workload: `join` undone."""
     steps = tuple(Step(op, args) for op, args in workload.attr("expansion"))
     count = 1 + sum(STEP_PARAMS.get(step.op, 0) for step in steps)
     attrs = tuple((name, value) for name, value in workload.attrs if name != "expansion")
@@ -78,18 +90,9 @@ def _follows(work: Workload) -> bool:
 
 
 def _join(expand: Call, depthwise: Call) -> Call:
-    first, second = expand.workload, depthwise.workload
-    steps = tuple((step.op, step.args) for step in first.epilogue)
-    workload = replace(
-        second,
-        op=EXPAND_DEPTHWISE,
-        inputs=first.inputs,
-        params=(*first.params, *second.params),
-        attrs=tuple(sorted({**dict(second.attrs), "expansion": steps}.items())),
-    )
     return replace(
         depthwise,
-        workload=workload,
+        workload=join(expand.workload, depthwise.workload),
         args=expand.args,
         params=(*expand.params, *depthwise.params),
         nodes=(*expand.nodes, *depthwise.nodes),

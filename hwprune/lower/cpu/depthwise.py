@@ -94,7 +94,7 @@ class Plan:
                 n, block, row = emit.split_index(first + i, extents)
 
                 def read(h: Expr, w: Expr, lane: Expr) -> Expr:
-                    return xs[0][n, block, h, w, lane]  # noqa: B023 - called in this iteration
+                    return xs[0][n, block, h, w, lane]
 
                 self.row((n, block, row), read, ps[0], acc, epilogue, y)
 
