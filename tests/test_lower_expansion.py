@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hwprune.capture import capture, fingerprint, specialize
+from hwprune.couple import couple
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.cpu import expand_depthwise
 from hwprune.lower.cpu.emit import Context
@@ -13,7 +15,10 @@ from hwprune.lower.expansion import EXPAND_DEPTHWISE, join, parts
 from hwprune.lower.fallback import fallback_kernel
 from hwprune.lower.spec import Call, Step, Workload
 from hwprune.macs import macs
+from hwprune.plan import Plan
+from hwprune.rewrite import rewrite
 from hwprune.target import load_target
+from hwprune.workload import sites
 from tests.kernel_cases import conv, expansion, relative_error, runnable
 from tests.lower_helpers import check_network, image, ops, static, steps
 
@@ -156,3 +161,20 @@ def test_what_the_rule_leaves_to_others() -> None:
 
 def test_the_fallback_knows_it_too() -> None:
     assert fallback_kernel(JOINT, 8, 1).workload == JOINT
+
+
+def test_the_sites_are_those_of_the_pruned_network() -> None:
+    """Two widths at most, and every kernel as lowering the really smaller network yields it."""
+    stem, block = nn.Conv2d(3, 16, 3, padding=1), Inverted(16, 40, stride=2)
+    program = capture(nn.Sequential(stem, block).eval(), (image(1, 3, 30, 30),))
+    coupling = couple(program)
+    folded = fold_batch_norm(specialize(program))
+    found = sites(fuse(folded), coupling, folded)
+    joint = [site for site in found if site.call.workload.op == EXPAND_DEPTHWISE]
+    assert [len(site.axes) for site in joint] == [2]
+    kept = {g.name: tuple(range(1, 1 + g.width * 2 // 3)) for g in coupling.groups}
+    assert len(kept) == 2
+    plan = Plan(fingerprint(program), kept)
+    smaller = fuse(fold_batch_norm(specialize(rewrite(program, coupling, plan))))
+    assert [s.workload(plan.widths()) for s in found] == [c.workload for c in smaller]
+    assert joint[0].workload(plan.widths()).output.shape[1] == 26
