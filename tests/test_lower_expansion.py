@@ -157,6 +157,9 @@ def test_what_the_rule_leaves_to_others() -> None:
     assert expand_depthwise.schedule(conv(16, 16, (32, 32), 1), context) is None
     unknown = expansion(4, 8, (32, 32), (S("cube"),))
     assert expand_depthwise.schedule(unknown, context) is None
+    outside = expansion(4, 8, (9, 2), kernel=1, stride=9, padding=(0, 3, 0, 3))
+    assert outside.output.shape == (1, 8, 1, 1)
+    assert expand_depthwise.schedule(outside, context) is None
 
 
 def test_the_fallback_knows_it_too() -> None:

@@ -26,8 +26,11 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
     """The kernel of an expand_depthwise workload, or None."""
     if workload.op != EXPAND_DEPTHWISE:
         return None
-    if not all(supported(part.epilogue) for part in parts(workload)):
+    first, second = parts(workload)
+    if not supported(first.epilogue) or not supported(second.epilogue):
         return None
+    if _copied(Geometry.of(second)) == 0:
+        return None  # nothing but padding is read
     plan = _Plan.of(workload, context)
     func = emit.build_function(
         EXPAND_DEPTHWISE,
@@ -174,11 +177,11 @@ class _Band:
             return acc[c * tile.blocks + b, lane]
 
         def finished(value: Element) -> Element:
-            def at(c: Expr, b: Expr, lane: Expr) -> Expr:
-                position = Position(self.n, self.block + b, h, col + c, lane)
-                return epilogue.apply(value(c, b, lane), position)
+            def done(c: Expr, b: Expr, lane: Expr) -> Expr:
+                at = Position(self.n, self.block + b, h, col + c, lane)
+                return epilogue.apply(value(c, b, lane), at)
 
-            return at
+            return done
 
         if epilogue.heavy:
             self._store(h, col, tile, sums)
