@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import prod
 
+from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
 from hwprune.lower.spec import Workload
 
 
@@ -12,6 +13,8 @@ def macs(workload: Workload) -> int:
     """Multiply-accumulates of a kernel; 0 for one that has no contraction."""
     if workload.op in ("conv2d", "linear"):
         return prod(workload.output.shape) * prod(workload.params[0].shape[1:])
+    if workload.op == EXPAND_DEPTHWISE:
+        return sum(map(macs, parts(workload)))
     if workload.op == "matmul":
         return prod(workload.output.shape) * workload.inputs[0].shape[-1]
     if workload.op == "attention":

@@ -10,6 +10,7 @@ import torch
 
 from hwprune.errors import TargetError
 from hwprune.lower.cpu import schedule
+from hwprune.lower.expansion import join
 from hwprune.lower.kernels import tvm_target
 from hwprune.lower.reference import evaluate, pack, unpack
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
@@ -66,6 +67,18 @@ def conv(
     )
 
 
+def expansion(
+    channels: int,
+    wide: int,
+    size: tuple[int, int],
+    between: tuple[Step, ...] = (),
+    **depthwise: Any,
+) -> Workload:
+    """A 1x1 convolution, steps, and the depthwise convolution of the result, as one workload."""
+    expand = conv(channels, wide, size, 1, steps=between)
+    return join(expand, conv(wide, wide, size, groups=wide, **depthwise))
+
+
 def relative_error(workload: Workload, target: Target, threads: int) -> float:
     """Compile and run a workload on random data; largest error over the largest output."""
     found, wanted = run_kernel(workload, target, threads)
@@ -109,4 +122,14 @@ def _physical(x: torch.Tensor, spec: TensorSpec, lanes: int) -> np.ndarray:
     return array
 
 
-__all__ = ["PACKED", "PLAIN", "compiled", "conv", "packed", "plain", "relative_error", "run_kernel"]
+__all__ = [
+    "PACKED",
+    "PLAIN",
+    "compiled",
+    "conv",
+    "expansion",
+    "packed",
+    "plain",
+    "relative_error",
+    "run_kernel",
+]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from hwprune.lower.expansion import join
 from hwprune.lower.spec import PACKED, PLAIN, Attr, Step, TensorSpec, Workload
 from tests.kernel_cases import packed, plain
 
@@ -118,6 +119,22 @@ def depthwise(widest: int) -> st.SearchStrategy[Workload]:
     """One input and one output channel a group."""
     weights = st.integers(2, 70).map(lambda c: (c, c, c))
     return st.tuples(weights, windows(widest)).flatmap(lambda drawn: convolutions(*drawn))
+
+
+@st.composite
+def expansions(draw: Draw, widest: int) -> Workload:
+    """A depthwise convolution and the 1x1 convolution that makes its input."""
+    work = draw(depthwise(widest).filter(lambda work: work.inputs[0].layout == PACKED))
+    wide = work.inputs[0]
+    n, channels, *plane = wide.shape
+    steps, params, extras = draw(epilogues(wide, channels=channels))
+    if extras:
+        steps, params = (Step("bias"), Step("silu")), [plain(channels)]
+    inputs = draw(WIDTHS)
+    attrs = (("dilation", (1, 1)), ("padding", (0, 0, 0, 0)), ("stride", (1, 1)))
+    weights = (plain(channels, inputs, 1, 1), *params)
+    expand = Workload("conv2d", (packed(n, inputs, *plane),), wide, weights, attrs, steps)
+    return join(expand, work)
 
 
 @st.composite

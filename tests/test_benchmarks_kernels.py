@@ -16,7 +16,7 @@ from hwprune.lower.spec import PLAIN, Workload
 from hwprune.target import load_target
 from hwprune.tvm_runtime import compiling, load_tvm
 from tests.assembly import hot_loop
-from tests.kernel_cases import conv, packed, plain
+from tests.kernel_cases import conv, expansion, packed, plain
 from tests.test_benchmarks import run_benchmark
 
 DEPTHWISE = staircase.all_series((64,))[-1]
@@ -100,6 +100,7 @@ def test_kernels_have_kinds() -> None:
         "first 7x7": conv(3, 32, (8, 8), kernel=7, layout=PLAIN),
         "depthwise": conv(16, 16, (8, 8), groups=16),
         "grouped": conv(16, 32, (8, 8), groups=16),
+        "expand_depthwise": expansion(16, 32, (8, 8)),
         "linear": Workload("linear", (plain(1, 8),), plain(1, 4), (plain(4, 8),)),
         "global_avg_pool": Workload("global_avg_pool", (packed(1, 8, 4, 4),), plain(1, 8)),
     }

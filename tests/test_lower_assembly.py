@@ -10,7 +10,7 @@ from hwprune.lower.cpu import winograd
 from hwprune.lower.spec import PLAIN, Step, Workload
 from hwprune.target import load_target
 from tests.assembly import Loop, assembly_of, hot_loop, innermost_loops
-from tests.kernel_cases import conv, plain
+from tests.kernel_cases import conv, expansion, plain
 
 BIAS_RELU = (Step("bias"), Step("relu"))
 RESIDUAL = (Step("bias"), Step("add"), Step("relu"))
@@ -28,6 +28,10 @@ def matmul(rows: int, depth: int, columns: int) -> Workload:
 
 def depthwise(channels: int, size: int, kernel: int, stride: int = 1) -> Workload:
     return conv(channels, channels, (size,) * 2, kernel, stride, groups=channels, steps=BIAS_RELU)
+
+
+def expand(channels: int, wide: int, size: int, kernel: int, stride: int) -> Workload:
+    return expansion(channels, wide, (size,) * 2, BIAS_RELU, kernel=kernel, stride=stride)
 
 
 # Networks' own shapes: a workload, and the multiply-adds that its loop has at least on (AVX2,
@@ -52,6 +56,9 @@ CASES: dict[str, tuple[Workload, tuple[int, int]]] = {
     "depthwise-stride": (depthwise(96, 112, 3, 2), (9, 24)),
     "depthwise-5x5": (depthwise(240, 14, 5), (10, 25)),
     "depthwise-7x7": (depthwise(96, 14, 7), (14, 28)),
+    "expand-3x3": (expand(16, 96, 112, 3, 2), (32, 64)),
+    "expand-5x5": (expand(40, 240, 28, 5, 1), (32, 64)),
+    "expand-odd": (expand(13, 50, 33, 3, 1), (32, 64)),
     "linear-row": (linear(1, 512, 1000), (8, 8)),
     "linear-rows": (linear(197, 384, 1536), (8, 16)),
     "linear-tail": (linear(7, 100, 43), (8, 16)),
@@ -135,6 +142,15 @@ def test_the_products_of_winograd_do_not_spill(case: str) -> None:
     assert len(loop.multiply_adds) >= 48  # not a transform: most of it multiplies and adds
     assert all("zmm" in line for line in loop.multiply_adds)
     assert loop.spills == []
+
+
+@pytest.mark.parametrize(("kernel", "least"), [(3, 24), (5, 25)])
+def test_the_depthwise_loop_of_an_expansion_is_as_good(kernel: int, least: int) -> None:
+    loops = innermost_loops(assembly_of(expand(24, 96, 56, kernel, 1), load_target("x86-64-v4")))
+    hot = [loop for loop in loops if len(loop.multiply_adds) >= least]
+    reads = [loop for loop in hot if not loop.having(r"vbroadcastss|1to16")]
+    assert len(reads) >= 1, "only the expansion broadcasts its inputs"
+    assert [loop.spills for loop in hot] == [[]] * len(hot)
 
 
 TEXT = """

@@ -69,6 +69,16 @@ def test_depthwise_convolution(target: str, data: st.DataObject, threads: int) -
 
 
 @TARGETS
+@examples(12)
+@given(data=st.data(), threads=THREADS)
+def test_expansion_and_depthwise_convolution(
+    target: str, data: st.DataObject, threads: int
+) -> None:
+    widest = 7 if target == "x86-64-v4" else 5
+    check(data.draw(make.expansions(widest)), target, threads)
+
+
+@TARGETS
 @examples(10)
 @given(workload=make.linears(), threads=THREADS)
 def test_linear(target: str, workload: Workload, threads: int) -> None:

@@ -16,6 +16,7 @@ from hwprune.errors import LoweringError
 from hwprune.lower.aten import aten_call
 from hwprune.lower.elementwise import elementwise_root, ends_a_layer, first_step
 from hwprune.lower.epilogue import Absorbed, next_step
+from hwprune.lower.expansion import join_expansions
 from hwprune.lower.functional import place
 from hwprune.lower.layout import choose_layouts, same_channels
 from hwprune.lower.lazy import TO_FIRST, find_view
@@ -105,7 +106,7 @@ class _Fuser:
             else:
                 raise LoweringError(f"cannot lower a {node.op} node", where=place(node))
         return Fused(
-            self._live_calls(outputs),
+            join_expansions(self._live_calls(outputs), outputs, self.aliases),
             self.aliases,
             tuple(inputs),
             outputs,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from hwprune.errors import LoweringError
+from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
 from hwprune.lower.spec import LAST, PACKED, PLAIN, Step, TensorSpec, Workload
 from hwprune.lower.view import View
 
@@ -127,6 +128,14 @@ def _conv2d(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
         return F.conv2d(x, weight, None, stride, [top, left], dilation, groups)
     x = F.pad(x, (left, right, top, bottom))
     return F.conv2d(x, weight, None, stride, 0, dilation, groups)
+
+
+def _expand_depthwise(
+    workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]
+) -> Tensor:
+    expand, depthwise = parts(workload)
+    weights = [next(params) for _ in expand.params]
+    return _conv2d(depthwise, iter([evaluate(expand, [next(inputs)], weights)]), params)
 
 
 def _linear(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:
@@ -269,6 +278,7 @@ def _decode(value: Any, inputs: list[Tensor], params: list[Tensor]) -> Any:
 
 _MAIN: dict[str, Callable[[Workload, Iterator[Tensor], Iterator[Tensor]], Tensor]] = {
     "conv2d": _conv2d,
+    EXPAND_DEPTHWISE: _expand_depthwise,
     "linear": _linear,
     "matmul": _matmul,
     "layer_norm": _layer_norm,

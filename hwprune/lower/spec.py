@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 PACKED = "packed"
 LAST = "packed_last"
+STEP_PARAMS = {"bias": 1, "affine": 2, "prelu": 1}  # how many entries a step consumes; others none
 ALIGNMENT = 64  # bytes, of every tensor in an arena: a cache line, and the longest vector
 
 Attr = int | float | bool | str | None | tuple["Attr", ...]
@@ -91,6 +92,9 @@ class Workload:
                         params[0] is the weight (O, I / groups, kh, kw): groups follow from it,
                         depthwise is a convolution with I == groups. Input may be PLAIN
                         (first layer) or PACKED; output is PACKED.
+      expand_depthwise  a 1x1 conv2d and the depthwise conv2d that reads it, PACKED: attrs of the
+                        latter, and `expansion`, the (op, args) of the former's epilogue; params
+                        of the former, then of the latter (`lower/expansion.py`)
       linear            PLAIN (..., K) -> PLAIN (..., M); params[0] the weight (M, K). Or of
                         pixels: LAST (N, H, W, K) -> LAST (N, H, W, M) or PACKED (N, M, H, W)
       matmul            PLAIN (..., M, K) x PLAIN (..., K, N) -> PLAIN (..., M, N)

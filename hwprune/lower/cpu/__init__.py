@@ -9,6 +9,7 @@ from hwprune.lower.cpu import (
     attention,
     conv,
     depthwise,
+    expand_depthwise,
     linear,
     matmul,
     move,
@@ -26,6 +27,7 @@ from hwprune.target import Target
 
 RULES = (
     depthwise.schedule,
+    expand_depthwise.schedule,
     winograd.schedule,
     conv.schedule,
     pixels.schedule,

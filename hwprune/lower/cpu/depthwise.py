@@ -6,6 +6,7 @@ out when the tiles at the two ends of a row are written, so nothing is copied fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from hwprune.lower.spec import PACKED, Kernel, Workload
 
 FEWEST = 4  # output columns in registers, however wide the kernel is
 
+Read = Callable[[Expr, Expr, Expr], Expr]  # the image at a row, a column and a lane
+
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
     """The kernel of a depthwise conv2d (one input and one output channel a group), or None."""
@@ -28,7 +31,7 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
         return None
     if not supported(workload.epilogue):
         return None
-    plan = _Plan(workload, context, g)
+    plan = Plan(workload, context, g)
     func = emit.build_function(
         "depthwise",
         emit.physical_inputs(workload, context.lanes),
@@ -41,10 +44,16 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """Tiles and packed weights of a depthwise convolution.
+
+    `bordered`: its source holds the padding's columns, so that no tile meets an edge.
+    """
+
     workload: Workload
     context: Context
     geometry: Geometry
+    bordered: bool = False
 
     @property
     def columns(self) -> int:
@@ -55,6 +64,7 @@ class _Plan:
         return -(-ow // -(-ow // most))
 
     def param_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the packed parameters."""
         lanes, (kh, kw) = self.context.lanes, self.geometry.kernel
         blocks = emit.blocks(self.geometry.channels, lanes)
         shapes: list[tuple[int, ...]] = [(blocks, kh, kw, lanes)]
@@ -72,26 +82,47 @@ class _Plan:
         return (np.ascontiguousarray(packed), *(pack_channels(p, lanes) for p in params[1:]))
 
     def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
+        """The whole function."""
         g, lanes = self.geometry, self.context.lanes
         epilogue = Epilogue(self.workload, lanes, xs[1:], ps[1:], first_param=1)
         blocks = emit.blocks(g.channels, lanes)
         extents = (g.batch, blocks, g.out_height)
         total = g.batch * blocks * g.out_height
         with emit.split_threads(total, self.context.threads) as (first, count):
-            acc = T.alloc_buffer(
-                (self.columns, lanes), "float32", scope="local", annotations=emit.ON_STACK
-            )
+            acc = self.accumulators()
             with loop(count) as i:
                 n, block, row = emit.split_index(first + i, extents)
-                for segment, edge in self._columns():
-                    with loop(segment.count) as ci:
-                        col = segment.start + ci * segment.size
-                        self._tile(n, block, row, col, segment, edge, xs[0], ps[0], acc)
-                        for c in range(segment.size):
-                            with T.vectorized(lanes) as lane:
-                                at = Position(n, block, row, col + c, lane)
-                                value = epilogue.apply(acc[c, lane], at)
-                                T.buffer_store(y, value, [n, block, row, col + c, lane])
+
+                def read(h: Expr, w: Expr, lane: Expr) -> Expr:
+                    return xs[0][n, block, h, w, lane]
+
+                self.row((n, block, row), read, ps[0], acc, epilogue, y)
+
+    def accumulators(self) -> Buffer:
+        """The register tile."""
+        shape = (self.columns, self.context.lanes)
+        return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
+
+    def row(
+        self,
+        at: tuple[Expr, Expr, Expr],
+        read: Read,
+        weight: Buffer,
+        acc: Buffer,
+        epilogue: Epilogue,
+        y: Buffer,
+    ) -> None:
+        """One output row of one vector of channels, at (image, vector, row)."""
+        n, block, row = at
+        lanes = self.context.lanes
+        for segment, edge in self._columns():
+            with loop(segment.count) as ci:
+                col = segment.start + ci * segment.size
+                self._tile(block, row, col, segment, edge, read, weight, acc)
+                for c in range(segment.size):
+                    with T.vectorized(lanes) as lane:
+                        value = epilogue.apply(acc[c, lane], Position(n, block, row, col + c, lane))
+                        T.buffer_store(y, value, [n, block, row, col + c, lane])
 
     def _columns(self) -> list[tuple[tiles.Segment, bool]]:
         """Tiles of a row; True for those that touch a border and stand alone."""
@@ -112,6 +143,8 @@ class _Plan:
         return whole
 
     def _touches(self, start: int, width: int) -> bool:
+        if self.bordered:
+            return False
         g = self.geometry
         first = start * g.stride[1] - g.padding[1]
         reach = (g.kernel[1] - 1) * g.dilation[1]
@@ -120,13 +153,12 @@ class _Plan:
 
     def _tile(
         self,
-        n: Expr,
         block: Expr,
         row: Expr,
         col: Expr,
         segment: tiles.Segment,
         edge: bool,
-        x: Buffer,
+        read: Read,
         weight: Buffer,
         acc: Buffer,
     ) -> None:
@@ -135,7 +167,7 @@ class _Plan:
         for c in range(segment.size):
             emit.store_vector(acc, [c], lanes, lambda _: const(0.0))
         origin = row * g.stride[0] - top
-        low, high = self._row_bounds(origin)
+        low, high = self.row_bounds(origin)
         with T.serial(high - low) as step:
             dy = low + step
             h = origin + dy * g.dilation[0]
@@ -146,10 +178,10 @@ class _Plan:
                         continue
                     w = col * g.stride[1] + offset
                     with T.vectorized(lanes) as lane:
-                        product = x[n, block, h, w, lane] * weight[block, dy, dx, lane]
+                        product = read(h, w, lane) * weight[block, dy, dx, lane]
                         T.buffer_store(acc, acc[c, lane] + product, [c, lane])
 
-    def _row_bounds(self, origin: Expr) -> tuple[Expr, Expr]:
+    def row_bounds(self, origin: Expr) -> tuple[Expr, Expr]:
         """First and one past the last tap whose row lies inside the image."""
         g = self.geometry
         d, kh = g.dilation[0], g.kernel[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Expr, const, tirx
-from hwprune.lower.spec import PACKED, Step, TensorSpec, Workload
+from hwprune.lower.spec import PACKED, STEP_PARAMS, Step, TensorSpec, Workload
 
 UNARY: dict[str, Callable[..., Expr]] = {
     "relu": lambda x: emit.relu(x),
@@ -40,17 +40,16 @@ BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "mul": lambda x, other: x * other,
 }
 HEAVY = frozenset({"sigmoid", "silu", "elu", "tanh", "gelu", "gelu_tanh"})
-PARAMS = {"bias": 1, "affine": 2, "prelu": 1}
 
 
 def supported(steps: Sequence[Step]) -> bool:
     """Whether every step is known here."""
-    return all(s.op in UNARY or s.op in BINARY or s.op in PARAMS for s in steps)
+    return all(s.op in UNARY or s.op in BINARY or s.op in STEP_PARAMS for s in steps)
 
 
 def count_params(steps: Sequence[Step]) -> int:
     """How many per-channel parameters the steps consume."""
-    return sum(PARAMS.get(s.op, 0) for s in steps)
+    return sum(STEP_PARAMS.get(s.op, 0) for s in steps)
 
 
 def pack_channels(array: np.ndarray, lanes: int) -> np.ndarray:
@@ -104,7 +103,7 @@ class Epilogue:
                 value = BINARY[step.op](value, read(extra))
                 extra += 1
             else:
-                values = [self._param(param + i, channel) for i in range(PARAMS[step.op])]
+                values = [self._param(param + i, channel) for i in range(STEP_PARAMS[step.op])]
                 param += len(values)
                 if step.op == "bias":
                     value = value + values[0]
