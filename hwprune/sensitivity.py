@@ -1,0 +1,316 @@
+"""Sensitivity: how much the network's outputs suffer when one group alone gets narrower.
+
+In: a `Program`, its `Coupling`, the units' scores and data. Out: a `Sensitivity`, a curve for every
+group, and `weigh`: scores that weigh the groups against each other by these curves. The weakest
+units are silenced in place: nothing is compiled or rewritten, but for groups whose statistics run
+over them, which are measured as the smaller program.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hwprune.atomic import write_text
+from hwprune.coupling import Coupling, Group
+from hwprune.errors import HwpruneError
+from hwprune.frontier import Frontier
+from hwprune.plan import Plan
+from hwprune.program import Program, fingerprint
+from hwprune.reference import silence_branches
+from hwprune.rewrite import rewrite
+from hwprune.score import Batch, Loss, Scores
+
+SHARES = (0.75, 0.5, 0.25, 0.0)
+FORMAT = 1
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network with one group at `width`: its error, and with labels its loss and accuracy.
+
+    `error` is |y - y0|^2 / |y0|^2 over all outputs y, those of the whole network y0.
+    """
+
+    width: int
+    error: float
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's points, from its full width down; a branch has width one."""
+
+    group: str
+    width: int
+    points: tuple[Point, ...]
+
+    @property
+    def half(self) -> float:
+        """The error with half the units, interpolated: what groups are sorted by."""
+        ascending = self.points[::-1]
+        widths = [p.width / self.width for p in ascending]
+        return float(np.interp(0.5, widths, [p.error for p in ascending]))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The curves of a program (its fingerprint), and of how many inputs they are."""
+
+    fingerprint: str
+    model: str
+    importance: str
+    inputs: int
+    curves: tuple[Curve, ...]
+
+    def ranked(self) -> list[Curve]:
+        """The most sensitive group first."""
+        return sorted(self.curves, key=lambda c: -c.half)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `sensitivity.json` holds it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file, whole or not at all."""
+        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Sensitivity:
+        """Read what `save` wrote. Raises HwpruneError where it is absent or malformed."""
+        try:
+            raw = json.loads(path.read_text())
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {raw['format']}")
+            curves = tuple(
+                Curve(str(c["group"]), int(c["width"]), tuple(Point(**p) for p in c["points"]))
+                for c in raw["curves"]
+            )
+            return Sensitivity(
+                str(raw["fingerprint"]), str(raw["model"]), str(raw["importance"]),
+                int(raw["inputs"]), curves,
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HwpruneError(
+                f"cannot be read as sensitivity curves: {error}",
+                where=str(path),
+                hint="remove it: it is measured anew",
+            ) from error
+
+
+def measure_sensitivity(
+    program: Program,
+    coupling: Coupling,
+    scores: Scores,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss | None = None,
+    importance: str = "",
+    shares: Sequence[float] = SHARES,
+    file: Path | None = None,
+    progress: Advance | None = None,
+) -> Sensitivity:
+    """Narrow every group alone, and measure what the outputs make of it.
+
+    Args:
+        scores: the weakest units of these go first.
+        batches: (inputs, labels); labels are looked at with a `loss` only.
+        importance: what the scores are called in the file.
+        shares: of each group's width that are kept; at least one unit is.
+        file: written after every group; curves of the same settings in it are not measured again.
+        progress: called with (groups done, groups in all).
+
+    Raises HwpruneError where outputs are not finite, or the file is of another model or setting.
+    """
+    runner = _Runner(program, coupling, batches, loss)
+    inputs = sum(len(given[0]) for given, _ in batches)
+    done = Sensitivity(fingerprint(program), program.name, importance, inputs, ())
+    done = _resumed(file, done)
+    known = {c.group for c in done.curves}
+    branches = {b.name for b in coupling.branches}
+    for count, name in enumerate(runner.names()):
+        if name not in known:
+            order = np.argsort(-np.asarray(scores[name]), kind="stable")
+            least = 0 if name in branches else 1
+            widths = {len(order), *(max(least, round(len(order) * share)) for share in shares)}
+            points = tuple(runner.points(name, order, sorted(widths, reverse=True)))
+            done = replace(done, curves=(*done.curves, Curve(name, len(order), points)))
+            if file is not None:
+                done.save(file)
+        if progress is not None:
+            progress(count + 1, len(coupling.full))
+    return done
+
+
+def _resumed(file: Path | None, wanted: Sensitivity) -> Sensitivity:
+    if file is None or not file.exists():
+        return wanted
+    found = Sensitivity.load(file)
+    if replace(found, curves=(), model=wanted.model) != wanted:
+        raise HwpruneError(
+            "holds the curves of another model or other settings",
+            where=str(file),
+            hint="remove it, or write elsewhere",
+        )
+    return found
+
+
+class _Runner:
+    """Runs a network with some units of one group, and compares its outputs with the whole's."""
+
+    def __init__(
+        self, program: Program, coupling: Coupling, batches: Sequence[Batch], loss: Loss | None
+    ) -> None:
+        self.program, self.coupling = program, coupling
+        self.batches, self.loss = batches, loss
+        self.module = copy.deepcopy(program.module)
+        self.frontier = Frontier(self.module, [inputs for inputs, _ in batches])
+        self.whole = [_numbers(self.frontier.finish(i)) for i in range(len(batches))]
+        if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
+            raise HwpruneError("the network's outputs are not finite", where=program.name)
+
+    def names(self) -> list[str]:
+        """Groups in the order of the network, then branches."""
+        place = {n.name: i for i, n in enumerate(self.module.graph.nodes)}
+        first = {
+            g.name: min((place[n] for n in self._readers(g)), default=0)
+            for g in self.coupling.groups
+        }
+        return [*sorted(first, key=lambda g: first[g]), *(b.name for b in self.coupling.branches)]
+
+    def points(self, name: str, order: np.ndarray, widths: Sequence[int]) -> Iterator[Point]:
+        """The points of a group or branch: at each width the first units of `order` stay."""
+        branches = {b.name: b for b in self.coupling.branches}
+        if name in branches:
+            module = copy.deepcopy(self.program.module)
+            silence_branches(module, [branches[name]])
+            yield Point(1, 0.0) if self.loss is None else self._compare(self._whole, 1)
+            yield self._compare(lambda i: module(*self.batches[i][0]), 0)
+            return
+        group = self.coupling.group(name)
+        self.frontier.advance(self._readers(group))
+        for width in widths:
+            if group.through_norm_statistics:
+                smaller = self._smaller(name, order[:width])
+                yield self._compare(lambda i, m=smaller: m(*self.batches[i][0]), width)
+            else:
+                with silenced(self.module, group, order[width:]):
+                    yield self._compare(self.frontier.finish, width)
+
+    def _whole(self, batch: int) -> Any:
+        return self.program.module(*self.batches[batch][0])
+
+    def _readers(self, group: Group) -> frozenset[str]:
+        """The nodes that read a group's parameters."""
+        names = {site.parameter for site in group.sites}
+        found = (n for n in self.module.graph.nodes if n.op == "get_attr")
+        mine = (n for n in found if self.coupling.aliases.get(n.target, n.target) in names)
+        return frozenset(user.name for node in mine for user in node.users)
+
+    def _smaller(self, name: str, kept: np.ndarray) -> torch.fx.GraphModule:
+        plan = Plan.full(self.coupling, fingerprint(self.program))
+        units = {**plan.kept, name: tuple(sorted(int(u) for u in kept))}
+        return rewrite(self.program, self.coupling, replace(plan, kept=units)).module
+
+    def _compare(self, run: Callable[[int], Any], width: int) -> Point:
+        """A point, from a function that gives the outputs of a batch."""
+        wrong, size, lost, right, count = 0.0, 0.0, 0.0, 0, 0
+        for i, (inputs, labels) in enumerate(self.batches):
+            with torch.no_grad():
+                outputs = run(i)
+            for y, y0 in zip(_numbers(outputs), self.whole[i], strict=True):
+                wrong += float((y - y0).square().sum())
+                size += float(y0.square().sum())
+            if self.loss is not None:
+                count += len(inputs[0])
+                lost += float(self.loss(outputs, labels)) * len(inputs[0])
+                right += _right(outputs, labels)
+        error = wrong / max(size, 1e-300)
+        if self.loss is None:
+            return Point(width, error)
+        return Point(width, error, lost / count, right / count if right >= 0 else None)
+
+
+def _numbers(outputs: Any) -> list[Tensor]:
+    leaves = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
+    return [y.detach().double() for y in leaves if y.is_floating_point()]
+
+
+def _right(outputs: Any, labels: Any) -> int:
+    """How many are classified right; hugely negative where the outputs are no classes."""
+    classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and isinstance(labels, Tensor)
+    if not classes or labels.shape != outputs.shape[:1] or labels.is_floating_point():
+        return -(1 << 60)
+    return int((outputs.argmax(1) == labels).sum())
+
+
+@contextmanager
+def silenced(module: torch.nn.Module, group: Group, units: np.ndarray) -> Iterator[None]:
+    """Within the block, all that these units own of the parameters and buffers is zero."""
+    state = dict(module.state_dict(keep_vars=True))
+    before: list[tuple[Tensor, Tensor]] = []
+    try:
+        for site in group.sites:
+            tensor = state[site.parameter].detach()
+            before.append((tensor, tensor.clone()))
+            rows = torch.from_numpy(group.index[site][units].reshape(-1)).to(tensor.device)
+            tensor.index_fill_(site.dim, rows, 0)
+        yield
+    finally:
+        for tensor, kept in reversed(before):
+            tensor.copy_(kept)
+
+
+def weigh(scores: Scores, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
+    """Scores whose sum over the kept units of a group is the error that they keep away.
+
+    The units' order stays that of `scores`. The error over the width is made convex from below (its
+    lower hull), so that a unit is worth less the more are there, and sums add up over groups.
+    """
+    curves = {c.group: c for c in sensitivity.curves}
+    missing = sorted(scores.keys() - curves.keys())
+    if missing:
+        raise HwpruneError("has no sensitivity curve", where=missing[0], hint="measure it first")
+    return {name: _weighed(np.asarray(s), curves[name]) for name, s in scores.items()}
+
+
+def _weighed(scores: np.ndarray, curve: Curve) -> np.ndarray:
+    widths = [float(p.width) for p in curve.points[::-1]]
+    errors = list(np.maximum.accumulate([p.error for p in curve.points])[::-1])
+    hull = _lower_hull(widths, errors)
+    at = np.arange(len(scores) + 1, dtype=np.float64)
+    error = np.interp(at, [w for w, _ in hull], [e for _, e in hull])
+    if widths[0] > 0 and len(hull) > 1:  # not measured: as steep as where it was
+        (w0, e0), (w1, e1) = hull[:2]
+        error = np.where(at < w0, e0 + (w0 - at) * (e0 - e1) / (w1 - w0), error)
+    gained = np.maximum(-np.diff(error), 0.0)
+    gained += (gained.max() or 1.0) * 1e-9 * np.arange(len(gained), 0, -1)  # no ties: order stays
+    worth = np.empty(len(scores))
+    worth[np.argsort(-scores, kind="stable")] = np.sort(gained)[::-1]
+    return worth
+
+
+def _lower_hull(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """The lower convex hull of points with ascending x."""
+    hull: list[tuple[float, float]] = []
+    for point in zip(x, y, strict=True):
+        while len(hull) > 1 and _turns_up(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
