@@ -23,16 +23,19 @@ class Frontier:
         self.runs = [fx.Interpreter(module) for _ in batches]
         for run, inputs in zip(self.runs, batches, strict=True):
             run.args_iter = iter(module.graph.process_inputs(*inputs))
+        self._run_to(max(i for i, n in enumerate(self.nodes) if n.op == "placeholder") + 1)
 
     def advance(self, nodes: frozenset[str]) -> None:
         """Go on to the first node of these names; nothing where that was passed already."""
         named = (i for i, n in enumerate(self.nodes) if n.name in nodes)
-        to = next(named, self.place)
-        while self.place < to or self._node.op == "placeholder":
-            with torch.no_grad():
+        self._run_to(next(named, self.place))
+
+    def _run_to(self, place: int) -> None:
+        with torch.no_grad():
+            for node in self.nodes[self.place : place]:
                 for run in self.runs:
-                    _step(run, self._node)
-            self.place += 1
+                    _step(run, node)
+        self.place = max(place, self.place)
 
     def finish(self, batch: int) -> Any:
         """The outputs of a batch; what was computed before the frontier is left as it is."""
@@ -44,10 +47,6 @@ class Frontier:
                     return self.module.graph.process_outputs(own.run_node(node))
                 _step(own, node)
         raise AssertionError("a graph without an output")
-
-    @property
-    def _node(self) -> fx.Node:
-        return self.nodes[self.place]
 
 
 def _step(run: fx.Interpreter, node: fx.Node) -> None:

@@ -59,7 +59,7 @@ def setup():
 
 def energies(setup, name: str, group: int) -> np.ndarray:
     """The raw energies of one group: that of six channels, or that of five."""
-    net, program, coupling, batches = setup
+    _, program, coupling, batches = setup
     found = score(
         program, coupling, name, batches=batches, loss=functional.cross_entropy, normalize="none"
     )
