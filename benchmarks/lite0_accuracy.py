@@ -27,6 +27,7 @@ from examples import models, photos
 from hwprune.allocate import allocate
 from hwprune.budget import MACS
 from hwprune.capture import capture, fingerprint
+from hwprune.curves import Sensitivity, weigh
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.problem import Problem
@@ -34,7 +35,7 @@ from hwprune.program import Program
 from hwprune.recover import fidelity, reconstruct
 from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import CRITERIA, Scores, score
-from hwprune.sensitivity import Sensitivity, measure_sensitivity, weigh
+from hwprune.sensitivity import measure_sensitivity
 from hwprune.target import load_target
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "lite0_accuracy"

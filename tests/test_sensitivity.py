@@ -9,11 +9,12 @@ from torch.nn import functional
 
 from hwprune.capture import capture, fingerprint
 from hwprune.couple import couple
+from hwprune.curves import Curve, Point, Sensitivity, weigh
 from hwprune.errors import HwpruneError
 from hwprune.plan import Plan
 from hwprune.rewrite import rewrite
 from hwprune.score import score
-from hwprune.sensitivity import Curve, Point, Sensitivity, measure_sensitivity, weigh
+from hwprune.sensitivity import measure_sensitivity
 from tests.small_net import small_net
 from tests.test_score_criteria import Attention
 
