@@ -6,7 +6,7 @@ Kept as JSON. `weigh` turns them into scores that weigh the groups of a network 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hwprune.errors import HwpruneError
 from hwprune.score import Scores
 
 FORMAT = 1
+LOST = 1.0  # beyond this error nothing is left of the outputs: more is not worse
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The curves of a program (its fingerprint), and of how many inputs they are."""
+    """The curves of a program (its fingerprint), and of how many inputs they are.
+
+    `compensated` says that layers got the mean of units that were gone.
+    """
 
     fingerprint: str
     model: str
     importance: str
     inputs: int
+    compensated: bool
     curves: tuple[Curve, ...]
 
     def ranked(self) -> list[Curve]:
@@ -84,7 +89,7 @@ class Sensitivity:
             )
             return Sensitivity(
                 str(raw["fingerprint"]), str(raw["model"]), str(raw["importance"]),
-                int(raw["inputs"]), curves,
+                int(raw["inputs"]), bool(raw["compensated"]), curves,
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HwpruneError(
@@ -97,8 +102,9 @@ class Sensitivity:
 def weigh(scores: Scores, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
     """Scores whose sum over the kept units of a group is the error that they keep away.
 
-    The units' order stays that of `scores`. The error over the width is made convex from below (its
-    lower hull), so that a unit is worth less the more are there, and sums add up over groups.
+    The units' order stays that of `scores`. The error over the width, `LOST` at most, is made
+    convex from below (its lower hull), so that a unit is worth less the more are there, and sums
+    add up over groups.
     """
     curves = {c.group: c for c in sensitivity.curves}
     missing = sorted(scores.keys() - curves.keys())
@@ -109,7 +115,7 @@ def weigh(scores: Scores, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
 
 def _weighed(scores: np.ndarray, curve: Curve) -> np.ndarray:
     widths = [float(p.width) for p in curve.points[::-1]]
-    errors = list(np.maximum.accumulate([p.error for p in curve.points])[::-1])
+    errors = np.minimum(np.maximum.accumulate([p.error for p in curve.points]), LOST)[::-1]
     hull = _lower_hull(widths, errors)
     at = np.arange(len(scores) + 1, dtype=np.float64)
     error = np.interp(at, [w for w, _ in hull], [e for _, e in hull])
@@ -123,7 +129,7 @@ def _weighed(scores: np.ndarray, curve: Curve) -> np.ndarray:
     return worth
 
 
-def _lower_hull(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+def _lower_hull(x: Sequence[float], y: Iterable[float]) -> list[tuple[float, float]]:
     """The lower convex hull of points with ascending x."""
     hull: list[tuple[float, float]] = []
     for point in zip(x, y, strict=True):

@@ -6,7 +6,7 @@ the rest from there, as often as asked, with whatever the parameters are by then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,20 +37,31 @@ class Frontier:
                     _step(run, node)
         self.place = max(place, self.place)
 
-    def finish(self, batch: int) -> Any:
-        """The outputs of a batch; what was computed before the frontier is left as it is."""
+    def finish(
+        self, batch: int, reads: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    ) -> Any:
+        """The outputs of a batch; what was computed before the frontier is left as it is.
+
+        `reads` change, by the name of a node, what it reads as its first argument.
+        """
         own = fx.Interpreter(self.module)
         own.env = {n: tree_map(_copied, value) for n, value in self.runs[batch].env.items()}
         with torch.no_grad():
             for node in self.nodes[self.place :]:
                 if node.op == "output":
                     return self.module.graph.process_outputs(own.run_node(node))
-                _step(own, node)
+                _step(own, node, (reads or {}).get(node.name))
         raise AssertionError("a graph without an output")
 
 
-def _step(run: fx.Interpreter, node: fx.Node) -> None:
-    run.env[node] = run.run_node(node)
+def _step(
+    run: fx.Interpreter, node: fx.Node, read: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    if read is None:
+        run.env[node] = run.run_node(node)
+    else:
+        (first, *rest), kwargs = run.fetch_args_kwargs_from_env(node)
+        run.env[node] = run.call_function(node.target, (read(first), *rest), kwargs)  # type: ignore[arg-type]
     for dead in run.user_to_last_uses.get(node, ()):
         del run.env[dead]
 

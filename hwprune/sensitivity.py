@@ -1,8 +1,9 @@
 """Sensitivity: how much the network's outputs suffer when one group alone gets narrower.
 
 In: a `Program`, its `Coupling`, the units' scores and data. Out: a `Sensitivity`, a curve for every
-group. The weakest units are silenced in place: nothing is compiled or rewritten, but for groups
-whose statistics run over them, which are measured as the smaller program.
+group. Nothing is compiled or rewritten: where layers read the weakest units they get their mean, a
+constant that recovery would give to their bias. Units that no layer reads are silenced; groups
+whose statistics run over them are measured as the smaller program.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from hwprune.program import Program, fingerprint
 from hwprune.reference import silence_branches
 from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
+from hwprune.score.criterion import ACTIVATIONS
+from hwprune.score.evidence import Gathered, Read
+from hwprune.score.gather import gather
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
 Advance = Callable[[int, int], None]
@@ -42,6 +47,7 @@ def measure_sensitivity(
     loss: Loss | None = None,
     importance: str = "",
     shares: Sequence[float] = SHARES,
+    compensate: bool = True,
     file: Path | None = None,
     progress: Advance | None = None,
 ) -> Sensitivity:
@@ -52,14 +58,15 @@ def measure_sensitivity(
         batches: (inputs, labels); labels are looked at with a `loss` only.
         importance: what the scores are called in the file.
         shares: of each group's width that are kept; at least one unit is.
+        compensate: whether layers get the mean of units that are gone; else they get nothing.
         file: written after every group; curves of the same settings in it are not measured again.
         progress: called with (groups done, groups in all).
 
     Raises HwpruneError where outputs are not finite, or the file is of another model or setting.
     """
-    runner = _Runner(program, coupling, batches, loss)
+    runner = _Runner(program, coupling, batches, loss, compensate)
     inputs = sum(len(given[0]) for given, _ in batches)
-    done = Sensitivity(fingerprint(program), program.name, importance, inputs, ())
+    done = Sensitivity(fingerprint(program), program.name, importance, inputs, compensate, ())
     done = _resumed(file, done)
     known = {c.group for c in done.curves}
     branches = {b.name for b in coupling.branches}
@@ -94,11 +101,20 @@ class _Runner:
     """Runs a network with some units of one group, and compares its outputs with the whole's."""
 
     def __init__(
-        self, program: Program, coupling: Coupling, batches: Sequence[Batch], loss: Loss | None
+        self,
+        program: Program,
+        coupling: Coupling,
+        batches: Sequence[Batch],
+        loss: Loss | None,
+        compensate: bool,
     ) -> None:
         self.program, self.coupling = program, coupling
         self.batches, self.loss = batches, loss
         self.module = copy.deepcopy(program.module)
+        self.means: dict[str, list[tuple[Read, Tensor]]] = {}
+        if compensate:
+            seen = gather(program, coupling, (), ACTIVATIONS, batches, None, 0, _silent)
+            self.means = {name: _means(seen, reads) for name, reads in seen.reads.items()}
         self.frontier = Frontier(self.module, [inputs for inputs, _ in batches])
         self.whole = [_numbers(self.frontier.finish(i)) for i in range(len(batches))]
         if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
@@ -108,8 +124,7 @@ class _Runner:
         """Groups in the order of the network, then branches."""
         place = {n.name: i for i, n in enumerate(self.module.graph.nodes)}
         first = {
-            g.name: min((place[n] for n in self._readers(g)), default=0)
-            for g in self.coupling.groups
+            g.name: min((place[n] for n in self._begin(g)), default=0) for g in self.coupling.groups
         }
         return [*sorted(first, key=lambda g: first[g]), *(b.name for b in self.coupling.branches)]
 
@@ -123,11 +138,14 @@ class _Runner:
             yield self._compare(lambda i: module(*self.batches[i][0]), 0)
             return
         group = self.coupling.group(name)
-        self.frontier.advance(self._readers(group))
+        self.frontier.advance(self._begin(group))
         for width in widths:
             if group.through_norm_statistics:
                 smaller = self._smaller(name, order[:width])
                 yield self._compare(lambda i, m=smaller: m(*self.batches[i][0]), width)
+            elif self.means.get(name):
+                reads = self._reads(name, order[width:])
+                yield self._compare(lambda i, r=reads: self.frontier.finish(i, r), width)
             else:
                 with silenced(self.module, group, order[width:]):
                     yield self._compare(self.frontier.finish, width)
@@ -135,8 +153,18 @@ class _Runner:
     def _whole(self, batch: int) -> Any:
         return self.program.module(*self.batches[batch][0])
 
-    def _readers(self, group: Group) -> frozenset[str]:
-        """The nodes that read a group's parameters."""
+    def _reads(self, name: str, gone: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
+        """By layer: what makes the mean of the units that are gone of them."""
+        found = {}
+        for read, mean in self.means[name]:
+            channels = torch.from_numpy(read.index[gone].reshape(-1))
+            found[read.layer.node.name] = partial(_constant, read.dim, channels, mean[channels])
+        return found
+
+    def _begin(self, group: Group) -> frozenset[str]:
+        """The nodes that see a change of a group: that read its units, or its parameters."""
+        if self.means.get(group.name) and not group.through_norm_statistics:
+            return frozenset(read.layer.node.name for read, _ in self.means[group.name])
         names = {site.parameter for site in group.sites}
         found = (n for n in self.module.graph.nodes if n.op == "get_attr")
         mine = (n for n in found if self.coupling.aliases.get(n.target, n.target) in names)
@@ -164,6 +192,23 @@ class _Runner:
         if self.loss is None:
             return Point(width, error)
         return Point(width, error, lost / count, right / count if right >= 0 else None)
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+def _means(seen: Gathered, reads: Sequence[Read]) -> list[tuple[Read, Tensor]]:
+    """The mean of every channel where layers that stay read it; none if it is read nowhere."""
+    stay = [r for r in reads if not (r.output or r.passes)]
+    return [(r, seen.seen[r].total / seen.seen[r].count) for r in stay]
+
+
+def _constant(dim: int, channels: Tensor, mean: Tensor, value: Tensor) -> Tensor:
+    """A value whose channels are constant along all else."""
+    shape = [-1 if d == dim else 1 for d in range(value.ndim)]
+    size = [len(channels) if d == dim else n for d, n in enumerate(value.shape)]
+    return value.index_copy(dim, channels, mean.to(value).reshape(shape).expand(size))
 
 
 def _numbers(outputs: Any) -> list[Tensor]:

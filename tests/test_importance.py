@@ -67,7 +67,8 @@ def test_groups_compared_by_sensitivity(network) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"importance": "reconstruction"}, {"normalize": "sensitivity"}, {"aggregate": "max"}]
+    "options",
+    [{"importance": "reconstruction"}, {"normalize": "sensitivity"}, {"aggregate": "max"}],
 )
 def test_prunes_by_what_is_asked(options) -> None:
     result = hwprune.prune(

@@ -16,7 +16,7 @@ from hwprune.rewrite import rewrite
 from hwprune.score import score
 from hwprune.sensitivity import measure_sensitivity
 from tests.small_net import small_net
-from tests.test_score_criteria import Attention
+from tests.test_score_criteria import Attention, Net
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,9 @@ def network():
 def measured(network) -> Sensitivity:
     program, coupling, scores, batches = network
     return measure_sensitivity(
-        program, coupling, scores, batches, loss=functional.cross_entropy, importance="l2"
-    )
+        program, coupling, scores, batches, loss=functional.cross_entropy, importance="l2",
+        compensate=False,
+    )  # fmt: skip
 
 
 def smaller(network, name: str, width: int):
@@ -80,11 +81,38 @@ def test_statistics_run_over_what_is_left() -> None:
     order = np.argsort(-scores[stream.name], kind="stable")[: curve.points[1].width]
     plan = Plan.full(coupling, fingerprint(program))
     kept = {**plan.kept, stream.name: tuple(sorted(order.tolist()))}
-    out = rewrite(program, coupling, replace(plan, kept=kept)).module(ids)
-    whole = program.module(ids)
+    out = rewrite(program, coupling, replace(plan, kept=kept)).module(ids).detach()
+    whole = program.module(ids).detach()
     wanted = float((out - whole).square().sum() / whole.square().sum())
     assert curve.points[1].error == pytest.approx(wanted, rel=1e-4)
     assert curve.points[1].loss is None
+
+
+def test_layers_get_the_mean_of_units_that_are_gone() -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    x = torch.randn(6, 3, 6, 6)
+    program = capture(net, (x[:2],))
+    coupling = couple(program)
+    scores = score(program, coupling)
+    batches = [((part,), None) for part in x.split(3)]
+    found = measure_sensitivity(program, coupling, scores, batches, shares=(0.5,))
+    with torch.no_grad():
+        hidden = torch.relu(net.dw(torch.relu(net.bn(net.a(x)))))
+        last = torch.relu(net.b(hidden))
+        whole = net.c(last.flatten(1))
+        for name, width, value in (("a", 6, hidden), ("b", 5, last)):
+            curve = next(c for c in found.curves if c.width == width)
+            assert curve.points[1].width == round(width / 2)
+            gone = np.argsort(-scores[curve.group], kind="stable")[curve.points[1].width :].copy()
+            changed = value.clone()
+            if name == "a":
+                changed[:, gone] = value.mean((0, 2, 3), keepdim=True)[:, gone]
+                changed = torch.relu(net.b(changed))
+            else:  # the linear layer has a bias, and so a mean, at each position
+                changed[:, gone] = value.mean(0, keepdim=True)[:, gone]
+            error = (net.c(changed.flatten(1)) - whole).square().sum() / whole.square().sum()
+            assert curve.points[1].error == pytest.approx(float(error), rel=1e-4)
 
 
 def test_the_program_is_left_as_it_was(network, measured) -> None:
@@ -103,7 +131,7 @@ def test_resumes_where_it_was_stopped(network, measured, tmp_path) -> None:
     some.save(file)
     again = measure_sensitivity(
         program, coupling, scores, batches, loss=functional.cross_entropy, importance="l2",
-        file=file,
+        compensate=False, file=file,
     )  # fmt: skip
     assert again.curves[0].width == 99  # it was not measured again
     assert again.curves[1:] == measured.curves[1:]
@@ -122,7 +150,7 @@ def test_a_malformed_file_is_refused(tmp_path, text) -> None:
 
 def curves(*points: tuple[int, float], width: int = 4) -> Sensitivity:
     found = tuple(Point(w, e) for w, e in points)
-    return Sensitivity("", "", "", 1, (Curve("g", width, found),))
+    return Sensitivity("", "", "", 1, True, (Curve("g", width, found),))
 
 
 def test_weighed_scores_add_up_to_the_measured_errors() -> None:
