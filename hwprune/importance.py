@@ -19,6 +19,7 @@ from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
 from hwprune.repair import recover_part
 from hwprune.score import NORMALISATIONS, Batch, Loss, Scores, check_importance, score
+from hwprune.score.scoring import as_tuple
 from hwprune.sensitivity import measure_sensitivity
 
 SENSITIVITY = "sensitivity"
@@ -79,6 +80,6 @@ def sensitivity_batches(
 ) -> list[Batch]:
     """The batches that sensitivity is measured on: labelled ones, or about `most` images."""
     if batches is not None:
-        return [(tuple(inputs), labels) for inputs, labels in batches]
+        return [(as_tuple(inputs), labels) for inputs, labels in batches]
     assert images is not None
     return [(batch, None) for batch in as_batches(images[:most].split(BATCH), program)]

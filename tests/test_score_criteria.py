@@ -274,6 +274,21 @@ def test_says_which_data_are_missing(setup, name) -> None:
             score(program, coupling, name, batches=batches)
 
 
+@pytest.mark.parametrize(
+    ("loss", "label", "match"),
+    [
+        (functional.cross_entropy, 7, "batch 1: the loss fails.*labels fit"),
+        (lambda y, labels: y[:, 0], 0, "batch 0: the loss is no single number"),
+        (lambda y, labels: y.sum() * float("nan"), 0, "batch 0: the loss is nan"),
+    ],
+)
+def test_says_what_is_wrong_with_the_loss(setup, loss, label, match) -> None:
+    _, program, coupling, batches = setup
+    given = [batches[0], (batches[1][0], torch.full((3,), label))]
+    with pytest.raises(HwpruneError, match=match):
+        score(program, coupling, "taylor", batches=given, loss=loss)
+
+
 def test_the_network_is_left_as_it_was(setup) -> None:
     _, program, coupling, batches = setup
     program = replace(program, module=copy.deepcopy(program.module))

@@ -54,12 +54,31 @@ def gather(
             singles = _singles if needs == SAMPLES and program.dynamic_batch else _whole
             for some, their in singles(inputs, labels) if gradients else ():
                 outputs = (probe := _Probing(program, found.reads)).run(*some)
-                value = loss(outputs, their) if loss else projection(outputs, generator)
+                value = projection(outputs, generator)
+                if loss is not None:
+                    value = _loss(loss, outputs, their, f"batch {done}")
                 _add_gradients(program, owners, found, probe.probes, value)
             advance(done + 1, len(batches))
     if gradients and not found.gradients:
         raise HwpruneError("no batch gave a gradient", hint="check the loader and the loss")
     return found
+
+
+def _loss(loss: Loss, outputs: Any, labels: Any, where: str) -> Tensor:
+    """The loss of a batch. Raises HwpruneError where it fails, is no number or not finite."""
+    try:
+        value = loss(outputs, labels)
+    except Exception as error:
+        text = str(error).strip().split("\n")[0]
+        raise HwpruneError(
+            f"the loss fails: {text or type(error).__name__}", where=where,
+            hint="check that the labels fit the outputs",
+        ) from error  # fmt: skip
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise HwpruneError("the loss is no single number", where=where, hint="take its mean")
+    if not bool(value.isfinite()):
+        raise HwpruneError(f"the loss is {float(value)}", where=where, hint="check the batch")
+    return value
 
 
 def projection(outputs: Any, generator: torch.Generator) -> Tensor:

@@ -126,7 +126,7 @@ def _batches(
 ) -> list[Batch]:
     """What is run: labelled batches where there are some, else images, in batches."""
     if batches is not None and (loss is not None or criterion.needs not in (GRADIENTS, SAMPLES)):
-        found = [(tuple(inputs), labels) for inputs, labels in batches]
+        found: list[Batch] = [(as_tuple(inputs), labels) for inputs, labels in batches]
         if not found:
             raise HwpruneError(
                 f"importance {criterion.name!r}: there are no batches", where="batches",
@@ -137,6 +137,11 @@ def _batches(
         raise _missing(criterion)
     cut = images.split(IMAGES_PER_BATCH) if isinstance(images, Tensor) else images
     return [(batch, None) for batch in as_batches(cut, program)]
+
+
+def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs of a batch, where one may be given by itself."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def _missing(criterion: Criterion) -> HwpruneError:
