@@ -48,7 +48,8 @@ class Importance:
             )
         data = images or self.batches is not None
         own = None if weighed else self.normalize
-        check_importance(self.criterion, self.aggregate, own, data=data)
+        gradients = images or (data and self.loss is not None)
+        check_importance(self.criterion, self.aggregate, own, data=data, gradients=gradients)
         if weighed and not data:
             raise HwpruneError(
                 "normalize 'sensitivity' needs unlabelled images or batches", hint="pass calibrate"

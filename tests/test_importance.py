@@ -31,6 +31,7 @@ def network():
         ({"normalize": "log"}, True, "unknown normalize 'log'.*sensitivity"),
         ({"criterion": "wanda"}, False, "'wanda' needs.*calibrate"),
         ({"criterion": "fisher"}, False, "'fisher' needs.*calibrate"),
+        ({"criterion": "taylor", "batches": BATCHES}, False, "'taylor' needs.*a loss"),
         ({"normalize": "sensitivity"}, False, "'sensitivity' needs.*calibrate"),
     ],
 )

@@ -39,9 +39,9 @@ def gather(
 ) -> Gathered:
     """What the batches show of the kind that `needs` names (`criterion.ACTIVATIONS`, …).
 
-    `owners` are the groups whose weights' gradients are summed.
-    Without a `loss` labels are not looked at, and gradients are of `projection`. For single samples
-    a program with a fixed batch gives the gradients of its whole batches.
+    `owners` are the groups whose weights' gradients are summed. Without a `loss` labels are not
+    looked at, and gradients are of `projection`. For single samples a program with a fixed batch
+    gives the gradients of its whole batches.
     """
     found = Gathered(find_reads(program, coupling))
     gradients = needs in (GRADIENTS, SAMPLES)
@@ -54,8 +54,9 @@ def gather(
             singles = _singles if needs == SAMPLES and program.dynamic_batch else _whole
             for some, their in singles(inputs, labels) if gradients else ():
                 outputs = (probe := _Probing(program, found.reads)).run(*some)
-                value = projection(outputs, generator)
-                if loss is not None:
+                if loss is None:
+                    value = projection(outputs, generator)
+                else:
                     value = _loss(loss, outputs, their, f"batch {done}")
                 _add_gradients(program, owners, found, probe.probes, value)
             advance(done + 1, len(batches))
@@ -82,7 +83,7 @@ def _loss(loss: Loss, outputs: Any, labels: Any, where: str) -> Tensor:
 
 
 def projection(outputs: Any, generator: torch.Generator) -> Tensor:
-    """A random projection of all outputs, each scaled to length one: mean over the batch.
+    """A random projection of all outputs, each scaled to length one over the batch.
 
     With random signs r, the expectation of (d sum(r y) / d x)^2 is |dy / dx|^2.
     """

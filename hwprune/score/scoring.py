@@ -71,14 +71,19 @@ def check_importance(
     normalize: str | None = None,
     *,
     data: bool = True,
+    gradients: bool = True,
 ) -> None:
-    """Raise HwpruneError for an unknown name, or, without `data`, a criterion that needs some."""
+    """Raise HwpruneError for an unknown name, or a criterion whose evidence is missing.
+
+    `data` says whether there are any inputs, `gradients` whether also a loss, or images.
+    """
     if importance not in CRITERIA:
         raise HwpruneError(
             f"unknown importance {importance!r}", hint=f"one of {', '.join(sorted(CRITERIA))}"
         )
     check_names(aggregate, normalize)
-    if CRITERIA[importance].needs and not data:
+    needs = CRITERIA[importance].needs
+    if needs and not (gradients if needs in (GRADIENTS, SAMPLES) else data):
         raise _missing(CRITERIA[importance])
 
 
