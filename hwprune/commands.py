@@ -160,7 +160,7 @@ def sensitivity_command(
     calibrate: Calibrate = None,
     mean: Mean = "0.5",
     std: Std = "0.5",
-    images: Annotated[int, typer.Option(help="How many of the images are run.", min=1)] = 32,
+    images: Annotated[int, typer.Option(help="How many of the images are run.", min=1)] = 16,
     importance: Importance = "l2",
     aggregate: Aggregate = None,
     attention: Attention = "heads",

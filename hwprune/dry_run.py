@@ -23,6 +23,7 @@ from hwprune.program import specialize
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.report.sensitivity import save_plot
 from hwprune.score import Batch, Loss
+from hwprune.score.scoring import as_tuple
 from hwprune.sensitivity import SHARES, measure_sensitivity
 
 JSON_FILE, PLOT_FILE = "sensitivity.json", "sensitivity.svg"
@@ -53,7 +54,7 @@ def find_sensitivity(
     Args:
         model, inputs: as `prune` takes them.
         calibrate: unlabelled inputs, (N, …); of these, `images` are run.
-        batches, loss: labelled batches instead: loss and accuracy are measured as well.
+        batches, loss: labelled batches instead, all of them: loss and accuracy are measured too.
         importance, aggregate: the weakest units by this criterion go first.
         shares: of every group's width, that are kept.
         out: a directory for `sensitivity.json` and its plot; what is there already is not measured
@@ -79,9 +80,12 @@ def find_sensitivity(
         coupling = couple(specialize(program), **asdict(forms))
     with clock.stage("score") as advance:
         scores = asked.on(given)(program, coupling, advance)
+    measured: list[Batch] = [(as_tuple(x), labels) for x, labels in batches or ()]
+    if batches is None:
+        measured = sensitivity_batches(program, given, None, images)
     with clock.stage("sensitivity") as advance:
         found = measure_sensitivity(
-            program, coupling, scores, sensitivity_batches(program, given, batches, images),
+            program, coupling, scores, measured,
             loss=loss, importance=importance, shares=shares, progress=advance,
             file=None if out is None else Path(out) / JSON_FILE,
         )  # fmt: skip

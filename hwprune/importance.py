@@ -18,18 +18,21 @@ from hwprune.program import Program
 from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
 from hwprune.repair import recover_part
-from hwprune.score import NORMALISATIONS, Batch, Loss, Scores, check_importance, score
+from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance, score
 from hwprune.score.scoring import as_tuple
 from hwprune.sensitivity import measure_sensitivity
 
-SENSITIVITY = "sensitivity"
-INPUTS = 32  # that sensitivity is measured on
-BATCH = 16
+SENSITIVITY, USUAL = "sensitivity", "share"
+INPUTS = BATCH = 16  # that sensitivity is measured on
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How units are scored; None is the criterion's own way."""
+    """How units are scored; None is the usual way.
+
+    Groups are usually compared by sensitivity where there are images to measure it on, else as the
+    criterion does. On EfficientNet-Lite0 that doubles what is left (docs/importance.md).
+    """
 
     criterion: str = "l2"
     aggregate: str | None = None
@@ -38,9 +41,15 @@ class Importance:
     batches: Sequence[Batch] | None = None
     loss: Loss | None = None
 
+    def weighed(self, images: bool) -> bool:
+        """Whether groups are compared by sensitivity."""
+        known = CRITERIA.get(self.criterion)
+        usual = images and known is not None and known.normalize == USUAL
+        return self.normalize == SENSITIVITY or (self.normalize is None and usual)
+
     def check(self, images: bool) -> None:
         """Raise HwpruneError for an unknown name, or where data are missing; before long work."""
-        weighed = self.normalize == SENSITIVITY
+        weighed = self.weighed(images)
         if self.normalize is not None and self.normalize not in (*NORMALISATIONS, SENSITIVITY):
             known = ", ".join(sorted((*NORMALISATIONS, SENSITIVITY)))
             raise HwpruneError(
@@ -63,7 +72,7 @@ class Importance:
     def _score(
         self, program: Program, coupling: Coupling, images: Tensor | None, advance: Advance
     ) -> Scores:
-        weighed = self.normalize == SENSITIVITY
+        weighed = self.weighed(images is not None)
         scores = score(
             program, coupling, self.criterion, batches=self.batches, loss=self.loss, images=images,
             aggregate=self.aggregate, normalize=None if weighed else self.normalize,
@@ -79,8 +88,11 @@ class Importance:
 def sensitivity_batches(
     program: Program, images: Tensor | None, batches: Sequence[Batch] | None, most: int = INPUTS
 ) -> list[Batch]:
-    """The batches that sensitivity is measured on: labelled ones, or about `most` images."""
-    if batches is not None:
-        return [(as_tuple(inputs), labels) for inputs, labels in batches]
-    assert images is not None
-    return [(batch, None) for batch in as_batches(images[:most].split(BATCH), program)]
+    """The batches that sensitivity is measured on, with about `most` inputs: of images if any."""
+    if images is not None:
+        return [(batch, None) for batch in as_batches(images[:most].split(BATCH), program)]
+    found: list[Batch] = []
+    for inputs, labels in batches or ():
+        if sum(len(given[0]) for given, _ in found) < most:
+            found.append((as_tuple(inputs), labels))
+    return found

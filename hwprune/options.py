@@ -48,8 +48,8 @@ Aggregate = Annotated[
 Normalize = Annotated[
     str | None,
     typer.Option(
-        help="Compare groups by share, none, sum, mean, max, gaussian, or (with --calibrate) "
-        "sensitivity: the measured error of the outputs. Else as is usual for the importance."
+        help="Compare groups by share, none, sum, mean, max, gaussian, or sensitivity: measured "
+        "errors of the outputs, which is usual with --calibrate; without, share is."
     ),
 ]
 Attention = Annotated[

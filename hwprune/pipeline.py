@@ -87,8 +87,8 @@ def prune(
         importance: a criterion of `hwprune.score.CRITERIA`; those that look at activations or
             gradients need `calibrate`, or `batches` and `loss`.
         aggregate, normalize: how the members of a group are joined and groups compared, of
-            `hwprune.score.AGGREGATES` and `NORMALISATIONS`; None is the criterion's own.
-            "sensitivity" compares groups by the measured error of the outputs.
+            `hwprune.score.AGGREGATES` and `NORMALISATIONS`, or "sensitivity": by the measured error
+            of the outputs, the default with `calibrate`. Without, None is the criterion's own.
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
             brings its own.
         threads: of the compiled network.

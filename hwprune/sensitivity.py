@@ -134,28 +134,28 @@ class _Runner:
         if name in branches:
             module = copy.deepcopy(self.program.module)
             silence_branches(module, [branches[name]])
-            yield Point(1, 0.0) if self.loss is None else self._compare(self._whole, 1)
-            yield self._compare(lambda i: module(*self.batches[i][0]), 0)
+            yield self._compare(partial(self._run, self.program.module), 1)
+            yield self._compare(partial(self._run, module), 0)
             return
         group = self.coupling.group(name)
         self.frontier.advance(self._begin(group))
         for width in widths:
             if group.through_norm_statistics:
                 smaller = self._smaller(name, order[:width])
-                yield self._compare(lambda i, m=smaller: m(*self.batches[i][0]), width)
+                yield self._compare(partial(self._run, smaller), width)
             elif self.means.get(name):
                 reads = self._reads(name, order[width:])
-                yield self._compare(lambda i, r=reads: self.frontier.finish(i, r), width)
+                yield self._compare(partial(self.frontier.finish, reads=reads), width)
             else:
                 with silenced(self.module, group, order[width:]):
                     yield self._compare(self.frontier.finish, width)
 
-    def _whole(self, batch: int) -> Any:
-        return self.program.module(*self.batches[batch][0])
+    def _run(self, module: torch.fx.GraphModule, batch: int) -> Any:
+        return module(*self.batches[batch][0])
 
     def _reads(self, name: str, gone: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
         """By layer: what makes the mean of the units that are gone of them."""
-        found = {}
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
         for read, mean in self.means[name]:
             channels = torch.from_numpy(read.index[gone].reshape(-1))
             found[read.layer.node.name] = partial(_constant, read.dim, channels, mean[channels])

@@ -45,7 +45,9 @@ def test_says_what_is_wrong_before_long_work(options, images, match) -> None:
 
 def test_images_that_judge_are_not_looked_at(network) -> None:
     program, coupling = network
-    found = Importance("wanda").on(IMAGES)(program, coupling, lambda done, total: None)
+    found = Importance("wanda", normalize="share").on(IMAGES)(
+        program, coupling, lambda done, total: None
+    )
     seen = IMAGES[[i for i in range(12) if i % 4]]
     wanted = score(program, coupling, "wanda", images=seen)
     for name in wanted:
