@@ -13,6 +13,7 @@ from hwprune.errors import HwpruneError
 
 if TYPE_CHECKING:
     from hwprune.deploy import Artifact, load
+    from hwprune.dry_run import find_sensitivity
     from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
     from hwprune.plan import Plan
     from hwprune.target import Target, list_targets, load_target
@@ -26,6 +27,7 @@ _HOMES = {
     "PruneResult": "pipeline",
     "compile": "pipeline",
     "compile_pruned": "pipeline",
+    "find_sensitivity": "dry_run",
     "inspect": "pipeline",
     "profile": "pipeline",
     "prune": "pipeline",
@@ -41,6 +43,7 @@ __all__ = [
     "Target",
     "compile",
     "compile_pruned",
+    "find_sensitivity",
     "inspect",
     "list_targets",
     "load",

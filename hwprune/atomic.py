@@ -19,11 +19,16 @@ _HINT = "choose a directory that can be written and has room"
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file. Raises ArtifactError if it cannot be written; nothing is left then."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file. Raises ArtifactError if it cannot be written; nothing is left then."""
     goal = Path(path)
     temporary = goal.parent / _temporary_name(goal)
     try:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
             os.replace(temporary, goal)
         except BaseException:
             temporary.unlink(missing_ok=True)

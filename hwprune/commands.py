@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hwprune.options import (
+    Aggregate,
     Args,
     AsJson,
     Attention,
@@ -26,6 +27,7 @@ from hwprune.options import (
     Macs,
     Mean,
     Model,
+    Normalize,
     Out,
     Params,
     PlanFile,
@@ -63,6 +65,8 @@ def compile_command(
     mean: Mean = "0.5",
     std: Std = "0.5",
     importance: Importance = "l2",
+    aggregate: Aggregate = None,
+    normalize: Normalize = None,
     attention: Attention = "heads",
     grouped: Grouped = "auto",
     group_norm: GroupNorm = "auto",
@@ -86,8 +90,8 @@ def compile_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
-            given, inputs, out=out, progress=progress, importance=importance, seed=seed,
-            calibrate=images, name=model_name(model), **asked,
+            given, inputs, out=out, progress=progress, importance=importance, aggregate=aggregate,
+            normalize=normalize, seed=seed, calibrate=images, name=model_name(model), **asked,
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
@@ -112,6 +116,8 @@ def prune_command(
     mean: Mean = "0.5",
     std: Std = "0.5",
     importance: Importance = "l2",
+    aggregate: Aggregate = None,
+    normalize: Normalize = None,
     attention: Attention = "heads",
     grouped: Grouped = "auto",
     group_norm: GroupNorm = "auto",
@@ -136,14 +142,54 @@ def prune_command(
     with _progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
-            given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
-            name=model_name(model), **asked, **units(attention, grouped, group_norm, branches),
+            given, inputs, progress=progress, importance=importance, aggregate=aggregate,
+            normalize=normalize, seed=seed, calibrate=images, name=model_name(model), **asked,
+            **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     save_pruned(result, out)
     if as_json:
         _print_json(result.report)
     else:
         print_report(result.report, Console())
+
+
+@app.command("sensitivity")
+def sensitivity_command(
+    model: Model,
+    out: Out,
+    calibrate: Calibrate = None,
+    mean: Mean = "0.5",
+    std: Std = "0.5",
+    images: Annotated[int, typer.Option(help="How many of the images are run.", min=1)] = 16,
+    importance: Importance = "l2",
+    aggregate: Aggregate = None,
+    attention: Attention = "heads",
+    grouped: Grouped = "auto",
+    group_norm: GroupNorm = "auto",
+    branches: Branches = False,
+    input_: Input = None,
+    seed: Seed = 0,
+    arg: Args = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much the outputs suffer when one group alone gets narrower; resumes."""
+    from hwprune.dry_run import find_sensitivity
+    from hwprune.importance import Importance as Asked
+    from hwprune.report.sensitivity import print_sensitivity
+
+    Asked(importance, aggregate).check(calibrate is not None)
+    with _progress(as_json) as progress:
+        given, inputs, found = read_inputs(model, arg, input_, calibrate, mean, std)
+        curves = find_sensitivity(
+            given, inputs, calibrate=found, importance=importance, aggregate=aggregate,
+            images=images, out=out, seed=seed, progress=progress, name=model_name(model),
+            **units(attention, grouped, group_norm, branches),
+        )  # fmt: skip
+    if as_json:
+        _print_json(curves.to_json())
+    else:
+        print_sensitivity(curves, Console())
+        Console().print(f"Curves and their plot in {out}")
 
 
 @app.command("lower")

@@ -34,7 +34,24 @@ Mean = Annotated[
     str, typer.Option(help="Subtracted from those images (scaled to 0..1): one number or one each.")
 ]
 Std = Annotated[str, typer.Option(help="Those images are then divided by this, likewise.")]
-Importance = Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")]
+Importance = Annotated[
+    str,
+    typer.Option(
+        help="How units are told apart. From weights: l1, l2, linf, bn_scale, lamp, fpgm, random. "
+        "With --calibrate: taylor, obd, fisher, snip, wanda, apoz, hrank, reconstruction."
+    ),
+]
+Aggregate = Annotated[
+    str | None,
+    typer.Option(help="Join the members of a group by sum, mean, max or first; else as is usual."),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare groups by share, none, sum, mean, max, gaussian, or sensitivity: measured "
+        "errors of the outputs, which is usual with --calibrate; without, share is."
+    ),
+]
 Attention = Annotated[
     str,
     typer.Option(help="Units of attentions: heads, head_dim (a channel of every head), or both."),

@@ -8,34 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwprune.account import Facts, account
 from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
-from hwprune.capture import Program, capture, fingerprint
+from hwprune.capture import Program, fingerprint
 from hwprune.couple import Coupling, couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
+from hwprune.given import Model, as_images, as_program
+from hwprune.importance import Importance
 from hwprune.latency import Outcome, interleaved, search
 from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.problem import Allocation
-from hwprune.progress import Clock, Progress, Silent
+from hwprune.progress import Advance, Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
 from hwprune.rewrite import rewrite
-from hwprune.score import Batch, Loss, Scores, score
+from hwprune.score import Batch, Loss, Scores
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
 
@@ -49,8 +50,6 @@ __all__ = [
     "prune",
 ]
 
-Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
-
 
 def prune(
     model: Model,
@@ -62,6 +61,8 @@ def prune(
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
+    aggregate: str | None = None,
+    normalize: str | None = None,
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
@@ -83,7 +84,11 @@ def prune(
         target: a target's name; a latency budget measures kernels on this machine.
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
-        importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
+        importance: a criterion of `hwprune.score.CRITERIA`; those that look at activations or
+            gradients need `calibrate`, or `batches` and `loss`.
+        aggregate, normalize: how the members of a group are joined and groups compared, of
+            `hwprune.score.AGGREGATES` and `NORMALISATIONS`, or "sensitivity": by the measured error
+            of the outputs, the default with `calibrate`. Without, None is the criterion's own.
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
             brings its own.
         threads: of the compiled network.
@@ -100,12 +105,15 @@ def prune(
     )
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
+    scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
+    if plan is None:
+        scorer.check(calibrate is not None)
     torch.manual_seed(seed)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
-        images = _images(calibrate, program)
-    scorer = partial(score, importance=importance, batches=batches, loss=loss, seed=seed)
-    done = _stages(request, program, forms, scorer, clock)
+        program = as_program(model, inputs, name)
+        images = as_images(calibrate, program)
+    scores = scorer.on(images)
+    done = _stages(request, program, forms, scores, clock)
     return _finish(request, done, recover, images, seed, clock)
 
 
@@ -122,7 +130,7 @@ def compile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, compiles=True)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
+        program = as_program(model, inputs, name)
     with clock.stage("compile"):
         return build(program, chosen, threads).artifact
 
@@ -169,7 +177,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Groups with their members, removable branches, and what is frozen and why."""
     forms = Forms(attention, grouped, group_norm, branches).checked()
-    program = _capture(model, inputs, name)
+    program = as_program(model, inputs, name)
     return describe_groups(program, couple(program, **asdict(forms)))
 
 
@@ -191,7 +199,7 @@ def profile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
+        program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
@@ -200,34 +208,11 @@ def profile(
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
 
 
-def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
-    if isinstance(model, Program):
-        return model
-    given = None if inputs is None else tuple(inputs)
-    return capture(model, given, name=name)
-
-
-def _images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Tensor | None:
-    """Unlabelled inputs as one tensor; checked against the model's input."""
-    if calibrate is None:
-        return None
-    images = calibrate if isinstance(calibrate, Tensor) else torch.cat(list(calibrate))
-    wanted = tuple(program.inputs[0].shape[1:])
-    if tuple(images.shape[1:]) != wanted or len(images) == 0:
-        raise HwpruneError(
-            f"calibration inputs have shape {tuple(images.shape)}, the model takes (N, {wanted})",
-            where="calibrate",
-        )
-    if len(program.inputs) != 1:
-        raise HwpruneError("calibration needs a model with one input", where="calibrate")
-    return images
-
-
 def _stages(
     request: Request,
     program: Program,
     forms: Sequence[Forms],
-    scorer: Callable[[Program, Coupling], Scores],
+    scorer: Callable[[Program, Coupling, Advance], Scores],
     clock: Clock,
 ) -> list[Searched]:
     """Prune by the request's plan, or search; in stages where the plan or the forms have some."""
@@ -246,8 +231,8 @@ def _stages(
             with clock.stage("rewrite"):
                 done.append(Searched(prepared, {}, _apply(plan, request.source, prepared)))
             continue
-        with clock.stage("score"):
-            scores = scorer(start, prepared.coupling)
+        with clock.stage("score") as advance:
+            scores = scorer(start, prepared.coupling, advance)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
         done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock)))

@@ -44,9 +44,14 @@ class Layer:
         return len(self.stride)
 
 
+def all_layers(graph: fx.Graph) -> list[Layer]:
+    """The convolutions and linears whose weights are parameters, in execution order."""
+    return [layer for node in graph.nodes if (layer := _layer(node)) is not None]
+
+
 def layers_of(graph: fx.Graph) -> list[Layer]:
     """The layers that can be reconstructed, in execution order; shared weights are left out."""
-    found = [layer for node in graph.nodes if (layer := _layer(node)) is not None]
+    found = all_layers(graph)
     uses: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -1,0 +1,98 @@
+"""Importance as it is asked for: a criterion, how members are joined, and how groups are compared.
+
+In: names, and the data there are. Out: a function from a coupled program to `Scores`. Images that
+later judge the result are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hwprune.coupling import Coupling
+from hwprune.curves import weigh
+from hwprune.errors import HwpruneError
+from hwprune.program import Program
+from hwprune.progress import Advance
+from hwprune.recover.sweep import as_batches
+from hwprune.repair import recover_part
+from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance, score
+from hwprune.score.scoring import as_tuple
+from hwprune.sensitivity import measure_sensitivity
+
+SENSITIVITY, USUAL = "sensitivity", "share"
+INPUTS = BATCH = 16  # that sensitivity is measured on
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How units are scored; None is the usual way.
+
+    Groups are usually compared by sensitivity where there are images to measure it on, else as the
+    criterion does. On EfficientNet-Lite0 that doubles what is left (docs/importance.md).
+    """
+
+    criterion: str = "l2"
+    aggregate: str | None = None
+    normalize: str | None = None
+    seed: int = 0
+    batches: Sequence[Batch] | None = None
+    loss: Loss | None = None
+
+    def weighed(self, images: bool) -> bool:
+        """Whether groups are compared by sensitivity."""
+        known = CRITERIA.get(self.criterion)
+        usual = images and known is not None and known.normalize == USUAL
+        return self.normalize == SENSITIVITY or (self.normalize is None and usual)
+
+    def check(self, images: bool) -> None:
+        """Raise HwpruneError for an unknown name, or where data are missing; before long work."""
+        weighed = self.weighed(images)
+        if self.normalize is not None and self.normalize not in (*NORMALISATIONS, SENSITIVITY):
+            known = ", ".join(sorted((*NORMALISATIONS, SENSITIVITY)))
+            raise HwpruneError(
+                f"unknown normalize {self.normalize!r}", where="normalize", hint=f"one of {known}"
+            )
+        data = images or self.batches is not None
+        own = None if weighed else self.normalize
+        gradients = images or (data and self.loss is not None)
+        check_importance(self.criterion, self.aggregate, own, data=data, gradients=gradients)
+        if weighed and not data:
+            raise HwpruneError(
+                "normalize 'sensitivity' needs unlabelled images or batches", hint="pass calibrate"
+            )
+
+    def on(self, images: Tensor | None) -> Callable[[Program, Coupling, Advance], Scores]:
+        """The function that scores the units of a program, given what images there are."""
+        seen = None if images is None else recover_part(images)
+        return lambda program, coupling, advance: self._score(program, coupling, seen, advance)
+
+    def _score(
+        self, program: Program, coupling: Coupling, images: Tensor | None, advance: Advance
+    ) -> Scores:
+        weighed = self.weighed(images is not None)
+        scores = score(
+            program, coupling, self.criterion, batches=self.batches, loss=self.loss, images=images,
+            aggregate=self.aggregate, normalize=None if weighed else self.normalize,
+            seed=self.seed, progress=advance,
+        )  # fmt: skip
+        if not weighed:
+            return scores
+        batches = sensitivity_batches(program, images, self.batches)
+        found = measure_sensitivity(program, coupling, scores, batches, progress=advance)
+        return weigh(scores, found)
+
+
+def sensitivity_batches(
+    program: Program, images: Tensor | None, batches: Sequence[Batch] | None, most: int = INPUTS
+) -> list[Batch]:
+    """The batches that sensitivity is measured on, with about `most` inputs: of images if any."""
+    if images is not None:
+        return [(batch, None) for batch in as_batches(images[:most].split(BATCH), program)]
+    found: list[Batch] = []
+    for inputs, labels in batches or ():
+        if sum(len(given[0]) for given, _ in found) < most:
+            found.append((as_tuple(inputs), labels))
+    return found

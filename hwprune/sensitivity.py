@@ -1,0 +1,241 @@
+"""Sensitivity: how much the network's outputs suffer when one group alone gets narrower.
+
+In: a `Program`, its `Coupling`, the units' scores and data. Out: a `Sensitivity`, a curve for every
+group. Nothing is compiled or rewritten: where layers read the weakest units they get their mean, a
+constant that recovery would give to their bias. Units that no layer reads are silenced; groups
+whose statistics run over them are measured as the smaller program.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hwprune.coupling import Coupling, Group
+from hwprune.curves import Curve, Point, Sensitivity
+from hwprune.errors import HwpruneError
+from hwprune.frontier import Frontier
+from hwprune.plan import Plan
+from hwprune.program import Program, fingerprint
+from hwprune.reference import silence_branches
+from hwprune.rewrite import rewrite
+from hwprune.score import Batch, Loss, Scores
+from hwprune.score.criterion import ACTIVATIONS
+from hwprune.score.evidence import Gathered, Read
+from hwprune.score.gather import gather
+
+SHARES = (0.75, 0.5, 0.25, 0.0)
+Advance = Callable[[int, int], None]
+
+
+def measure_sensitivity(
+    program: Program,
+    coupling: Coupling,
+    scores: Scores,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss | None = None,
+    importance: str = "",
+    shares: Sequence[float] = SHARES,
+    compensate: bool = True,
+    file: Path | None = None,
+    progress: Advance | None = None,
+) -> Sensitivity:
+    """Narrow every group alone, and measure what the outputs make of it.
+
+    Args:
+        scores: the weakest units of these go first.
+        batches: (inputs, labels); labels are looked at with a `loss` only.
+        importance: what the scores are called in the file.
+        shares: of each group's width that are kept; at least one unit is.
+        compensate: whether layers get the mean of units that are gone; else they get nothing.
+        file: written after every group; curves of the same settings in it are not measured again.
+        progress: called with (groups done, groups in all).
+
+    Raises HwpruneError where outputs are not finite, or the file is of another model or setting.
+    """
+    runner = _Runner(program, coupling, batches, loss, compensate)
+    inputs = sum(len(given[0]) for given, _ in batches)
+    done = Sensitivity(fingerprint(program), program.name, importance, inputs, compensate, ())
+    done = _resumed(file, done)
+    known = {c.group for c in done.curves}
+    branches = {b.name for b in coupling.branches}
+    for count, name in enumerate(runner.names()):
+        if name not in known:
+            order = np.argsort(-np.asarray(scores[name]), kind="stable")
+            least = 0 if name in branches else 1
+            widths = {len(order), *(max(least, round(len(order) * share)) for share in shares)}
+            points = tuple(runner.points(name, order, sorted(widths, reverse=True)))
+            done = replace(done, curves=(*done.curves, Curve(name, len(order), points)))
+            if file is not None:
+                done.save(file)
+        if progress is not None:
+            progress(count + 1, len(coupling.full))
+    return done
+
+
+def _resumed(file: Path | None, wanted: Sensitivity) -> Sensitivity:
+    if file is None or not file.exists():
+        return wanted
+    found = Sensitivity.load(file)
+    if replace(found, curves=(), model=wanted.model) != wanted:
+        raise HwpruneError(
+            "holds the curves of another model or other settings",
+            where=str(file),
+            hint="remove it, or write elsewhere",
+        )
+    return found
+
+
+class _Runner:
+    """Runs a network with some units of one group, and compares its outputs with the whole's."""
+
+    def __init__(
+        self,
+        program: Program,
+        coupling: Coupling,
+        batches: Sequence[Batch],
+        loss: Loss | None,
+        compensate: bool,
+    ) -> None:
+        self.program, self.coupling = program, coupling
+        self.batches, self.loss = batches, loss
+        self.module = copy.deepcopy(program.module)
+        self.means: dict[str, list[tuple[Read, Tensor]]] = {}
+        if compensate:
+            seen = gather(program, coupling, (), ACTIVATIONS, batches, None, 0, _silent)
+            self.means = {name: _means(seen, reads) for name, reads in seen.reads.items()}
+        self.frontier = Frontier(self.module, [inputs for inputs, _ in batches])
+        self.whole = [_numbers(self.frontier.finish(i)) for i in range(len(batches))]
+        if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
+            raise HwpruneError("the network's outputs are not finite", where=program.name)
+
+    def names(self) -> list[str]:
+        """Groups in the order of the network, then branches."""
+        place = {n.name: i for i, n in enumerate(self.module.graph.nodes)}
+        first = {
+            g.name: min((place[n] for n in self._begin(g)), default=0) for g in self.coupling.groups
+        }
+        return [*sorted(first, key=lambda g: first[g]), *(b.name for b in self.coupling.branches)]
+
+    def points(self, name: str, order: np.ndarray, widths: Sequence[int]) -> Iterator[Point]:
+        """The points of a group or branch: at each width the first units of `order` stay."""
+        branches = {b.name: b for b in self.coupling.branches}
+        if name in branches:
+            module = copy.deepcopy(self.program.module)
+            silence_branches(module, [branches[name]])
+            yield self._compare(partial(self._run, self.program.module), 1)
+            yield self._compare(partial(self._run, module), 0)
+            return
+        group = self.coupling.group(name)
+        self.frontier.advance(self._begin(group))
+        for width in widths:
+            if group.through_norm_statistics:
+                smaller = self._smaller(name, order[:width])
+                yield self._compare(partial(self._run, smaller), width)
+            elif self.means.get(name):
+                reads = self._reads(name, order[width:])
+                yield self._compare(partial(self.frontier.finish, reads=reads), width)
+            else:
+                with silenced(self.module, group, order[width:]):
+                    yield self._compare(self.frontier.finish, width)
+
+    def _run(self, module: torch.fx.GraphModule, batch: int) -> Any:
+        return module(*self.batches[batch][0])
+
+    def _reads(self, name: str, gone: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
+        """By layer: what makes the mean of the units that are gone of them."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for read, mean in self.means[name]:
+            channels = torch.from_numpy(read.index[gone].reshape(-1))
+            found[read.layer.node.name] = partial(_constant, read.dim, channels, mean[channels])
+        return found
+
+    def _begin(self, group: Group) -> frozenset[str]:
+        """The nodes that see a change of a group: that read its units, or its parameters."""
+        if self.means.get(group.name) and not group.through_norm_statistics:
+            return frozenset(read.layer.node.name for read, _ in self.means[group.name])
+        names = {site.parameter for site in group.sites}
+        found = (n for n in self.module.graph.nodes if n.op == "get_attr")
+        mine = (n for n in found if self.coupling.aliases.get(n.target, n.target) in names)
+        return frozenset(user.name for node in mine for user in node.users)
+
+    def _smaller(self, name: str, kept: np.ndarray) -> torch.fx.GraphModule:
+        plan = Plan.full(self.coupling, fingerprint(self.program))
+        units = {**plan.kept, name: tuple(sorted(int(u) for u in kept))}
+        return rewrite(self.program, self.coupling, replace(plan, kept=units)).module
+
+    def _compare(self, run: Callable[[int], Any], width: int) -> Point:
+        """A point, from a function that gives the outputs of a batch."""
+        wrong, size, lost, right, count = 0.0, 0.0, 0.0, 0, 0
+        for i, (inputs, labels) in enumerate(self.batches):
+            with torch.no_grad():
+                outputs = run(i)
+            for y, y0 in zip(_numbers(outputs), self.whole[i], strict=True):
+                wrong += float((y - y0).square().sum())
+                size += float(y0.square().sum())
+            if self.loss is not None:
+                count += len(inputs[0])
+                lost += float(self.loss(outputs, labels)) * len(inputs[0])
+                right += _right(outputs, labels)
+        error = wrong / max(size, 1e-300)
+        if self.loss is None:
+            return Point(width, error)
+        return Point(width, error, lost / count, right / count if right >= 0 else None)
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+def _means(seen: Gathered, reads: Sequence[Read]) -> list[tuple[Read, Tensor]]:
+    """The mean of every channel where layers that stay read it; none if it is read nowhere."""
+    stay = [r for r in reads if not (r.output or r.passes)]
+    return [(r, seen.seen[r].total / seen.seen[r].count) for r in stay]
+
+
+def _constant(dim: int, channels: Tensor, mean: Tensor, value: Tensor) -> Tensor:
+    """A value whose channels are constant along all else."""
+    shape = [-1 if d == dim else 1 for d in range(value.ndim)]
+    size = [len(channels) if d == dim else n for d, n in enumerate(value.shape)]
+    return value.index_copy(dim, channels, mean.to(value).reshape(shape).expand(size))
+
+
+def _numbers(outputs: Any) -> list[Tensor]:
+    leaves = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
+    return [y.detach().double() for y in leaves if y.is_floating_point()]
+
+
+def _right(outputs: Any, labels: Any) -> int:
+    """How many are classified right; hugely negative where the outputs are no classes."""
+    classes = isinstance(outputs, Tensor) and outputs.ndim == 2 and isinstance(labels, Tensor)
+    if not classes or labels.shape != outputs.shape[:1] or labels.is_floating_point():
+        return -(1 << 60)
+    return int((outputs.argmax(1) == labels).sum())
+
+
+@contextmanager
+def silenced(module: torch.nn.Module, group: Group, units: np.ndarray) -> Iterator[None]:
+    """Within the block, all that these units own of the parameters and buffers is zero."""
+    state = dict(module.state_dict(keep_vars=True))
+    before: list[tuple[Tensor, Tensor]] = []
+    try:
+        for site in group.sites:
+            tensor = state[site.parameter].detach()
+            before.append((tensor, tensor.clone()))
+            rows = torch.from_numpy(group.index[site][units].reshape(-1)).to(tensor.device)
+            tensor.index_fill_(site.dim, rows, 0)
+        yield
+    finally:
+        for tensor, kept in reversed(before):
+            tensor.copy_(kept)

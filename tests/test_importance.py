@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune.capture import capture
+from hwprune.couple import couple
+from hwprune.curves import Sensitivity
+from hwprune.errors import HwpruneError
+from hwprune.importance import Importance
+from hwprune.score import score
+from tests.small_net import small_net
+
+X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+BATCHES = [((IMAGES[:6],), torch.arange(6)), ((IMAGES[6:],), torch.arange(6))]
+
+
+@pytest.fixture(scope="module")
+def network():
+    program = capture(small_net(), (X,))
+    return program, couple(program)
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "match"),
+    [
+        ({"criterion": "magic"}, True, "unknown importance 'magic'"),
+        ({"aggregate": "median"}, True, "unknown aggregate 'median'"),
+        ({"normalize": "log"}, True, "unknown normalize 'log'.*sensitivity"),
+        ({"criterion": "wanda"}, False, "'wanda' needs.*calibrate"),
+        ({"criterion": "fisher"}, False, "'fisher' needs.*calibrate"),
+        ({"criterion": "taylor", "batches": BATCHES}, False, "'taylor' needs.*a loss"),
+        ({"normalize": "sensitivity"}, False, "'sensitivity' needs.*calibrate"),
+    ],
+)
+def test_says_what_is_wrong_before_long_work(options, images, match) -> None:
+    with pytest.raises(HwpruneError, match=match):
+        Importance(**options).check(images)
+    names = {("importance" if k == "criterion" else k): v for k, v in options.items()}
+    with pytest.raises(HwpruneError, match=match):
+        hwprune.prune(nn.Module(), (X,), macs="50%", calibrate=IMAGES if images else None, **names)
+
+
+def test_images_that_judge_are_not_looked_at(network) -> None:
+    program, coupling = network
+    found = Importance("wanda", normalize="share").on(IMAGES)(
+        program, coupling, lambda done, total: None
+    )
+    seen = IMAGES[[i for i in range(12) if i % 4]]
+    wanted = score(program, coupling, "wanda", images=seen)
+    for name in wanted:
+        assert (found[name] == wanted[name]).all()
+
+
+def test_groups_compared_by_sensitivity(network) -> None:
+    program, coupling = network
+    usual = score(program, coupling, "l2")
+    asked = Importance(normalize="sensitivity", batches=BATCHES)
+    found = asked.on(None)(program, coupling, lambda done, total: None)
+    for name, scores in found.items():
+        assert (np.argsort(-scores, kind="stable") == np.argsort(-usual[name], kind="stable")).all()
+    assert any(
+        not np.isclose(found[n].sum() / found[m].sum(), usual[n].sum() / usual[m].sum(), rtol=0.1)
+        for n in found
+        for m in found
+        if n != m
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"importance": "reconstruction"}, {"normalize": "sensitivity"}, {"aggregate": "max"}],
+)
+def test_prunes_by_what_is_asked(options) -> None:
+    result = hwprune.prune(
+        small_net(), (X,), macs="60%", calibrate=IMAGES, recover="none", **options
+    )
+    assert result.certificate.passed
+    assert result.report["pruned"]["macs"] <= 0.6 * result.report["dense"]["macs"]
+
+
+def test_a_dry_run_writes_curves_and_a_plot(tmp_path) -> None:
+    found = hwprune.find_sensitivity(small_net(), (X,), calibrate=IMAGES, out=tmp_path / "o")
+    assert Sensitivity.load(tmp_path / "o" / "sensitivity.json") == found
+    assert "<svg" in (tmp_path / "o" / "sensitivity.svg").read_text()
+    halves = [c.half for c in found.ranked()]
+    assert halves == sorted(halves, reverse=True)
+    with pytest.raises(HwpruneError, match="needs unlabelled images"):
+        hwprune.find_sensitivity(small_net(), (X,))
+    with pytest.raises(HwpruneError, match="shares"):
+        hwprune.find_sensitivity(small_net(), (X,), calibrate=IMAGES, shares=(1.5,))
+
+
+def test_the_command_prints_the_most_sensitive_group_first(run, tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(IMAGES):
+        np.save(tmp_path / "images" / f"{i:02}.npy", image.numpy())
+    words = ("sensitivity", "tests.small_net:small_net", "--input", "1,3,16,16")
+    out = tmp_path / "out"
+    done = run(*words, "--out", out)
+    assert done.status == 2
+    assert "needs unlabelled images" in done.err
+    done = run(*words, "--out", out, "--calibrate", tmp_path / "images")
+    assert done.status == 0
+    ranked = Sensitivity.load(out / "sensitivity.json").ranked()
+    lines = [line for line in done.out.splitlines() if any(c.group in line for c in ranked)]
+    assert [ranked.index(c) for line in lines for c in ranked if f" {c.group} " in line] == [0, 1]
+    assert (out / "sensitivity.svg").exists()
