@@ -33,6 +33,7 @@ from hwprune.options import (
     Std,
     TargetOption,
     Threads,
+    Threshold,
     model_name,
     read_inputs,
     units,
@@ -56,6 +57,7 @@ def compile_command(
     latency: Latency = None,
     macs: Macs = None,
     params: Params = None,
+    threshold: Threshold = None,
     plan: PlanFile = None,
     input_: Input = None,
     threads: Threads = 1,
@@ -80,7 +82,7 @@ def compile_command(
     check_writable(out)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
-        "plan": plan,
+        "plan": plan, "threshold": threshold,
     }  # fmt: skip
     read_request(**asked, compiles=True)
     with _progress(as_json) as progress:
@@ -105,6 +107,7 @@ def prune_command(
     latency: Latency = None,
     macs: Macs = None,
     params: Params = None,
+    threshold: Threshold = None,
     plan: PlanFile = None,
     input_: Input = None,
     threads: Threads = 1,
@@ -130,7 +133,7 @@ def prune_command(
     check_writable(out)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
-        "plan": plan,
+        "plan": plan, "threshold": threshold,
     }  # fmt: skip
     read_request(**asked)
     with _progress(as_json) as progress:

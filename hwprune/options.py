@@ -19,6 +19,10 @@ TargetOption = Annotated[
 Latency = Annotated[str | None, typer.Option(help="Latency budget: 8ms, 800us or 50%.")]
 Macs = Annotated[str | None, typer.Option(help="Multiply-accumulate budget: 300M or 50%.")]
 Params = Annotated[str | None, typer.Option(help="Parameter budget: 5M or 50%.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Remove units of less than this share of their group's mean: 0.01."),
+]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="A plan.json to apply instead of budgets.")
 ]

@@ -38,6 +38,7 @@ from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores, score
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
+from hwprune.threshold import weak_units
 
 __all__ = [
     "ProfileResult",
@@ -60,6 +61,7 @@ def prune(
     latency: str | float | None = None,
     macs: str | float | None = None,
     params: str | float | None = None,
+    threshold: float | None = None,
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
     attention: str = HEADS,
@@ -82,6 +84,8 @@ def prune(
         inputs: example inputs, batch first; may be None where the program brings its own.
         target: a target's name; a latency budget measures kernels on this machine.
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
+        threshold: units go whose energy is less than this share of their group's mean, alone or
+            beside budgets (`hwprune.threshold`).
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; "taylor" needs `batches` and `loss`.
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
@@ -96,8 +100,9 @@ def prune(
     """
     clock = Clock(progress or Silent())
     request = read_request(
-        target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
-    )
+        target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
+        threshold=threshold,
+    )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     torch.manual_seed(seed)
@@ -250,7 +255,8 @@ def _stages(
             scores = scorer(start, prepared.coupling)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock)))
+        weak = weak_units(scores, prepared.coupling, request.threshold)
+        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done
@@ -289,6 +295,8 @@ def _finish(
         clock.seconds, request.source,
     )  # fmt: skip
     report = account(facts)
+    if request.threshold is not None:
+        report["threshold"] = request.threshold
     if len(done) > 1:
         report["stages"] = describe_stages(done)
     return PruneResult(
