@@ -13,9 +13,15 @@ from hwprune.errors import HwpruneError
 
 if TYPE_CHECKING:
     from hwprune.deploy import Artifact, load
+    from hwprune.front import compile_point
+    from hwprune.front_search import search
     from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
     from hwprune.plan import Plan
     from hwprune.target import Target, list_targets, load_target
+    from hwprune.ways.growing import GrowingRegularizer
+    from hwprune.ways.iterative import prune_iteratively
+    from hwprune.ways.masks import mask
+    from hwprune.ways.soft import SoftPruner
     from hwprune.weights import load_pruned
 
 __version__ = "0.1.0"
@@ -28,7 +34,13 @@ _HOMES = {
     "compile_pruned": "pipeline",
     "inspect": "pipeline",
     "profile": "pipeline",
+    "compile_point": "front",
+    "search": "front_search",
     "prune": "pipeline",
+    "prune_iteratively": "ways.iterative",
+    "GrowingRegularizer": "ways.growing",
+    "SoftPruner": "ways.soft",
+    "mask": "ways.masks",
     "Target": "target",
     "list_targets": "target",
     "load_target": "target",
@@ -36,18 +48,24 @@ _HOMES = {
 }
 __all__ = [
     "Artifact",
+    "GrowingRegularizer",
     "HwpruneError",
     "Plan",
+    "SoftPruner",
     "Target",
     "compile",
+    "compile_point",
     "compile_pruned",
     "inspect",
     "list_targets",
     "load",
     "load_pruned",
     "load_target",
+    "mask",
     "profile",
     "prune",
+    "prune_iteratively",
+    "search",
 ]
 
 

@@ -18,6 +18,7 @@ from hwprune.options import (
     Attention,
     Branches,
     Calibrate,
+    FromSearch,
     Grouped,
     GroupNorm,
     Importance,
@@ -26,9 +27,12 @@ from hwprune.options import (
     Macs,
     Mean,
     Model,
+    OptionalModel,
     Out,
     Params,
     PlanFile,
+    PointNumber,
+    RecoverWith,
     Seed,
     Std,
     TargetOption,
@@ -51,8 +55,11 @@ app = typer.Typer(
 
 @app.command("compile")
 def compile_command(
-    model: Model,
     out: Out,
+    model: OptionalModel = None,
+    from_search: FromSearch = None,
+    point: PointNumber = None,
+    recover: RecoverWith = None,
     target: TargetOption = "host",
     latency: Latency = None,
     macs: Macs = None,
@@ -73,10 +80,12 @@ def compile_command(
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune to the budgets (or as a plan says), compile, measure, write an artifact."""
+    """Prune to the budgets (or as a plan says), compile, measure, write an artifact.
+
+    With --from and --point: finish a point of a search.
+    """
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile_pruned
-    from hwprune.report import print_report
     from hwprune.request import read_request
 
     check_writable(out)
@@ -84,18 +93,56 @@ def compile_command(
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
         "plan": plan, "threshold": threshold,
     }  # fmt: skip
+    if model is None or from_search is not None or point is not None or recover is not None:
+        given_too = [k for k in asked if k not in ("target", "threads") and asked[k] is not None]
+        _finish_point(model, from_search, point, recover, given_too, out, as_json)
+        return
     read_request(**asked, compiles=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
             given, inputs, out=out, progress=progress, importance=importance, seed=seed,
             calibrate=images, name=model_name(model), **asked,
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
+    _show_artifact(result.report, out, as_json)
+
+
+def _finish_point(
+    model: str | None,
+    from_search: Path | None,
+    point: int | None,
+    recover: str | None,
+    given_too: list[str],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """`hwprune compile --from search.json --point K`."""
+    from hwprune.errors import HwpruneError
+    from hwprune.front import compile_point
+    from hwprune.model_ref import load_function
+
+    if from_search is None or point is None or model is not None or given_too:
+        also = ", ".join((["MODEL"] if model is not None else []) + given_too)
+        raise HwpruneError(
+            f"a point of a search and {also} exclude each other"
+            if from_search is not None and point is not None
+            else "needs a MODEL, or both --from and --point",
+            where="compile",
+        )
+    how = load_function(recover, "--recover") if recover is not None else None
+    with shown_progress(as_json) as progress:
+        report = compile_point(from_search, point, out=out, recover=how, progress=progress)
+    _show_artifact(report, out, as_json)
+
+
+def _show_artifact(report: dict[str, Any], out: Path, as_json: bool) -> None:
+    from hwprune.report import print_report
+
     if as_json:
-        _print_json(result.report)
+        print_json(report)
     else:
-        print_report(result.report, Console())
+        print_report(report, Console())
         Console().print(f"Artifact in {out}; open {out / 'report.html'}")
 
 
@@ -136,7 +183,7 @@ def prune_command(
         "plan": plan, "threshold": threshold,
     }  # fmt: skip
     read_request(**asked)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
             given, inputs, progress=progress, importance=importance, seed=seed, calibrate=images,
@@ -144,7 +191,7 @@ def prune_command(
         )  # fmt: skip
     save_pruned(result, out)
     if as_json:
-        _print_json(result.report)
+        print_json(result.report)
     else:
         print_report(result.report, Console())
 
@@ -166,13 +213,13 @@ def lower_command(
 
     check_writable(out)
     read_target(target, threads, compiles=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         artifact = compile(
             given, inputs, target=target, threads=threads, progress=progress, name=model_name(model)
         )
     artifact.save(out)
-    _print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
+    print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
 
 
 @app.command("inspect")
@@ -194,7 +241,7 @@ def inspect_command(
     forms = units(attention, grouped, group_norm, branches)
     found = inspect(given, inputs, name=model_name(model), **forms)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     print_groups(found, Console())
 
@@ -217,14 +264,14 @@ def profile_command(
     from hwprune.request import read_target
 
     read_target(target, threads, measures=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         done = profile(
             given, inputs, target=target, threads=threads, progress=progress,
             name=model_name(model), **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
-        _print_json(vars(done))
+        print_json(vars(done))
     else:
         Console().print(
             f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
@@ -245,7 +292,7 @@ def targets_command(
     if name is not None:
         found = asdict(load_target(name))
         if as_json:
-            _print_json(found)
+            print_json(found)
             return
         table = Table("", name, show_header=True)
         for key, value in found.items():
@@ -255,7 +302,7 @@ def targets_command(
         return
     targets = [load_target(n) for n in list_targets()]
     if as_json:
-        _print_json([{"name": t.name, "description": t.description} for t in targets])
+        print_json([{"name": t.name, "description": t.description} for t in targets])
         return
     table = Table("target", "kind", "cores", "description")
     for target in targets:
@@ -286,7 +333,7 @@ def run_command(
         "source": "device",
     }
     if as_json:
-        _print_json(row)
+        print_json(row)
     else:
         Console().print(
             f"{row['model']}: {row['median_us'] / 1000:.2f} ms "
@@ -296,7 +343,8 @@ def run_command(
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
+def shown_progress(quiet: bool) -> Iterator[Any]:
+    """Progress on standard error, or nothing."""
     from hwprune.progress import Silent, rich_progress
 
     if quiet:
@@ -306,5 +354,6 @@ def _progress(quiet: bool) -> Iterator[Any]:
             yield progress
 
 
-def _print_json(data: Any) -> None:
+def print_json(data: Any) -> None:
+    """Print data for other programs."""
     print(json.dumps(data, indent=1, default=str))

@@ -52,6 +52,17 @@ GroupNorm = Annotated[
 Branches = Annotated[
     bool, typer.Option("--branches", help="Residual branches may be removed whole.")
 ]
+RecoverWith = Annotated[
+    str | None,
+    typer.Option("--recover", help="package.module:function from a pruned Program to a better."),
+]
+FromSearch = Annotated[
+    Path | None, typer.Option("--from", help="search.json of hwprune search, instead of a MODEL.")
+]
+PointNumber = Annotated[int | None, typer.Option("--point", help="Which of its points.")]
+OptionalModel = Annotated[
+    str | None, typer.Argument(help="package.module:callable, or a .pt2 file", metavar="MODEL")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]

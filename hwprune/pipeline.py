@@ -107,7 +107,7 @@ def prune(
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     torch.manual_seed(seed)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
+        program = capture_model(model, inputs, name)
         images = _images(calibrate, program)
     scorer = partial(score, importance=importance, batches=batches, loss=loss, seed=seed)
     done = _stages(request, program, forms, scorer, clock)
@@ -127,7 +127,7 @@ def compile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, compiles=True)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
+        program = capture_model(model, inputs, name)
     with clock.stage("compile"):
         return build(program, chosen, threads).artifact
 
@@ -174,7 +174,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Groups with their members, removable branches, and what is frozen and why."""
     forms = Forms(attention, grouped, group_norm, branches).checked()
-    program = _capture(model, inputs, name)
+    program = capture_model(model, inputs, name)
     return describe_groups(program, couple(program, **asdict(forms)))
 
 
@@ -196,7 +196,7 @@ def profile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
-        program = _capture(model, inputs, name)
+        program = capture_model(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
@@ -205,7 +205,8 @@ def profile(
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
 
 
-def _capture(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
+def capture_model(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
+    """The program of a model; a program is its own."""
     if isinstance(model, Program):
         return model
     given = None if inputs is None else tuple(inputs)
