@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hwprune.finish_point import finish_point
 from hwprune.options import (
     Args,
     AsJson,
@@ -42,6 +40,7 @@ from hwprune.options import (
     read_inputs,
     units,
 )
+from hwprune.shown import print_json, show_artifact, shown_progress
 
 app = typer.Typer(
     name="hwprune",
@@ -95,7 +94,7 @@ def compile_command(
     }  # fmt: skip
     if model is None or from_search is not None or point is not None or recover is not None:
         given_too = [k for k in asked if k not in ("target", "threads") and asked[k] is not None]
-        _finish_point(model, from_search, point, recover, given_too, out, as_json)
+        finish_point(model, from_search, point, recover, given_too, out, as_json)
         return
     read_request(**asked, compiles=True)
     with shown_progress(as_json) as progress:
@@ -105,45 +104,7 @@ def compile_command(
             calibrate=images, name=model_name(model), **asked,
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
-    _show_artifact(result.report, out, as_json)
-
-
-def _finish_point(
-    model: str | None,
-    from_search: Path | None,
-    point: int | None,
-    recover: str | None,
-    given_too: list[str],
-    out: Path,
-    as_json: bool,
-) -> None:
-    """`hwprune compile --from search.json --point K`."""
-    from hwprune.errors import HwpruneError
-    from hwprune.front import compile_point
-    from hwprune.model_ref import load_function
-
-    if from_search is None or point is None or model is not None or given_too:
-        also = ", ".join((["MODEL"] if model is not None else []) + given_too)
-        raise HwpruneError(
-            f"a point of a search and {also} exclude each other"
-            if from_search is not None and point is not None
-            else "needs a MODEL, or both --from and --point",
-            where="compile",
-        )
-    how = load_function(recover, "--recover") if recover is not None else None
-    with shown_progress(as_json) as progress:
-        report = compile_point(from_search, point, out=out, recover=how, progress=progress)
-    _show_artifact(report, out, as_json)
-
-
-def _show_artifact(report: dict[str, Any], out: Path, as_json: bool) -> None:
-    from hwprune.report import print_report
-
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, Console())
-        Console().print(f"Artifact in {out}; open {out / 'report.html'}")
+    show_artifact(result.report, out, as_json)
 
 
 @app.command("prune")
@@ -340,20 +301,3 @@ def run_command(
             f"(10-90 %: {row['p10_us'] / 1000:.2f}-{row['p90_us'] / 1000:.2f}), "
             f"{row['threads']} thread(s), measured here"
         )
-
-
-@contextmanager
-def shown_progress(quiet: bool) -> Iterator[Any]:
-    """Progress on standard error, or nothing."""
-    from hwprune.progress import Silent, rich_progress
-
-    if quiet:
-        yield Silent()
-    else:
-        with rich_progress() as progress:
-            yield progress
-
-
-def print_json(data: Any) -> None:
-    """Print data for other programs."""
-    print(json.dumps(data, indent=1, default=str))

@@ -222,7 +222,7 @@ class _Loop:
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)
-            if UNDER <= share <= OVER or (share < UNDER and self.weak):
+            if UNDER <= share <= OVER or (share < UNDER and self._all_strong(chosen)):
                 break
             calibration = replace(
                 calibration_next,
@@ -230,6 +230,11 @@ class _Loop:
             )
         assert best is not None
         return best
+
+    def _all_strong(self, chosen: Allocation) -> bool:
+        """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
+        strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
+        return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
 
     def _solve(
         self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float

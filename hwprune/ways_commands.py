@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hwprune.commands import app, print_json, shown_progress
+from hwprune.commands import app
 from hwprune.options import (
     Args,
     AsJson,
@@ -31,6 +31,7 @@ from hwprune.options import (
     model_name,
     read_inputs,
 )
+from hwprune.shown import print_json, shown_progress
 
 __all__ = ["app"]
 

@@ -21,6 +21,10 @@ def lightning_callback(callback: Callback) -> Any:
     base = _module("pytorch_lightning", "lightning.pytorch").Callback
 
     class Told(base):  # type: ignore[misc,valid-type]
+        @property
+        def state_key(self) -> str:
+            return f"hwprune.{type(callback).__name__}"
+
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs
             rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else 0.0
@@ -47,15 +51,22 @@ def trainer_callback(callback: Callback) -> Any:
     base = _module("transformers").TrainerCallback
 
     class Told(base):  # type: ignore[misc,valid-type]
+        epoch, index = 0, 0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            self.epoch, self.index = int(state.epoch or 0), 0
+
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             optimizer = given.get("optimizer")
             rate = optimizer.param_groups[0]["lr"] if optimizer is not None else 0.0
             losses = [row["loss"] for row in state.log_history if "loss" in row]
-            loss = losses[-1] if losses else float("nan")
-            callback.after_step(Step(int(state.epoch or 0), state.global_step - 1, loss, rate))
+            loss = losses[-1] if losses else float("nan")  # the last that was logged
+            callback.after_step(Step(self.epoch, self.index, loss, rate))
+            self.index += 1
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            callback.after_epoch(max(0, round(state.epoch or 0) - 1))
+            callback.after_epoch(self.epoch)
+            self.epoch, self.index = self.epoch + 1, 0
 
     return Told()
 
