@@ -25,8 +25,9 @@ from hwprune.capture import capture
 from hwprune.deploy import Artifact
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.front import DENSE, FORMAT, MODEL, Front, Point, pareto
+from hwprune.given import Model, as_program
 from hwprune.latency import ROUNDS, RUNS_A_ROUND
-from hwprune.pipeline import Model, capture_model, prune
+from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Clock, Progress, Silent
@@ -78,7 +79,7 @@ def search(
         )
     read_request(target=target, threads=threads, latency=asked[0])
     with clock.stage("capture"):
-        program = capture_model(model, inputs, name)
+        program = as_program(model, inputs, name)
     folder = Path(out)
     word = recover if isinstance(recover, str) else "none" if recover is None else "a function"
     settings = {

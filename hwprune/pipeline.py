@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwprune.account import Facts, account
 from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
-from hwprune.capture import Program, capture, fingerprint
+from hwprune.capture import Program, fingerprint
 from hwprune.couple import Coupling, couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
+from hwprune.given import Model, as_images, as_program
 from hwprune.latency import Outcome, interleaved, search
 from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
@@ -49,8 +50,6 @@ __all__ = [
     "profile",
     "prune",
 ]
-
-Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
 
 
 def prune(
@@ -107,8 +106,8 @@ def prune(
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     torch.manual_seed(seed)
     with clock.stage("capture"):
-        program = capture_model(model, inputs, name)
-        images = _images(calibrate, program)
+        program = as_program(model, inputs, name)
+        images = as_images(calibrate, program)
     scorer = partial(score, importance=importance, batches=batches, loss=loss, seed=seed)
     done = _stages(request, program, forms, scorer, clock)
     return _finish(request, done, recover, images, seed, clock)
@@ -127,7 +126,7 @@ def compile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, compiles=True)
     with clock.stage("capture"):
-        program = capture_model(model, inputs, name)
+        program = as_program(model, inputs, name)
     with clock.stage("compile"):
         return build(program, chosen, threads).artifact
 
@@ -174,7 +173,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Groups with their members, removable branches, and what is frozen and why."""
     forms = Forms(attention, grouped, group_norm, branches).checked()
-    program = capture_model(model, inputs, name)
+    program = as_program(model, inputs, name)
     return describe_groups(program, couple(program, **asdict(forms)))
 
 
@@ -196,37 +195,13 @@ def profile(
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, measures=True)
     with clock.stage("capture"):
-        program = capture_model(model, inputs, name)
+        program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
-
-
-def capture_model(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Program:
-    """The program of a model; a program is its own."""
-    if isinstance(model, Program):
-        return model
-    given = None if inputs is None else tuple(inputs)
-    return capture(model, given, name=name)
-
-
-def _images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Tensor | None:
-    """Unlabelled inputs as one tensor; checked against the model's input."""
-    if calibrate is None:
-        return None
-    images = calibrate if isinstance(calibrate, Tensor) else torch.cat(list(calibrate))
-    wanted = tuple(program.inputs[0].shape[1:])
-    if tuple(images.shape[1:]) != wanted or len(images) == 0:
-        raise HwpruneError(
-            f"calibration inputs have shape {tuple(images.shape)}, the model takes (N, {wanted})",
-            where="calibrate",
-        )
-    if len(program.inputs) != 1:
-        raise HwpruneError("calibration needs a model with one input", where="calibrate")
-    return images
 
 
 def _stages(

@@ -52,7 +52,7 @@ def mask_command(
     """Set single weights to zero (layers keep their shapes) and say what that saves."""
     from hwprune.atomic import check_writable, replace_directory
     from hwprune.errors import ModelError
-    from hwprune.pipeline import capture_model
+    from hwprune.given import as_program
     from hwprune.result import export_bytes
     from hwprune.ways.masks import mask
     from hwprune.ways.sparse_file import SPARSE, sparse_bytes
@@ -66,7 +66,7 @@ def mask_command(
             given, amount, pattern=pattern, inputs=inputs if measure else None,
             target=target, threads=threads,
         )  # fmt: skip
-        program = capture_model(given, inputs, "")
+        program = as_program(given, inputs, "")
     with replace_directory(out) as staging:
         (staging / "model.pt2").write_bytes(export_bytes(program))
         (staging / SPARSE).write_bytes(sparse_bytes(given.state_dict()))

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import hwprune
 from examples import fashion_mnist
+from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError, PlanError
+from hwprune.recover import Callback, TrainConfig, finetune
 from hwprune.ways.dynamic import change
 from tests.small_net import small_net
 
@@ -123,6 +125,27 @@ def test_soft_pruning_zeroes_filters_and_lets_them_grow_again(trained) -> None:
     assert result.report["pruned"]["macs"] <= 0.6 * result.report["dense"]["macs"]
     result.apply_to(model)
     assert torch.allclose(model(x), result.module(x), atol=1e-4)
+
+
+def test_callbacks_of_the_training_loop_on_a_captured_program() -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batches = [(images[:16], torch.arange(16) % 10), (images[16:], torch.arange(16) % 10)]
+    program = capture(small_net(), (images[:1],))
+    modes: list[bool] = []
+
+    class Watching(Callback):
+        def after_epoch(self, epoch: int) -> None:
+            modes.append(program.module.training)
+
+    pruner = hwprune.SoftPruner(program, macs="60%")
+    told = [pruner, Watching()]
+    finetune(program.module, batches, 2, TrainConfig(epochs=3, lr=0.01), callbacks=told)
+    assert pruner.module is program.module
+    assert pruner.count == 3
+    assert modes == [True, True, True]  # choosing units does not end training
+    result = pruner.finish()
+    assert result.certificate.passed
+    assert result.report["pruned"]["macs"] <= 0.6 * result.report["dense"]["macs"]
 
 
 @pytest.mark.parametrize(

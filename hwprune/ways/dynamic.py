@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from hwprune.coupling import Group, Site
 from hwprune.errors import ArtifactError, HwpruneError
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
-from hwprune.pipeline import Model, capture_model, prune
+from hwprune.given import Model, as_program
+from hwprune.pipeline import prune
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
 from hwprune.program import Program
@@ -69,7 +70,7 @@ class DynamicPruner(Callback):
         if attention == BOTH:
             raise HwpruneError("needs one form", where="attention", hint="heads or head_dim")
         forms = Forms(attention, grouped, group_norm).checked()
-        self.program = capture_model(model, inputs, name)
+        self.program = as_program(model, inputs, name)
         self.module: nn.Module = model if isinstance(model, nn.Module) else self.program.module
         self.prepared = prepare(self.program, request.target, threads, **asdict(forms))
         self.groups = self.prepared.coupling.groups
@@ -121,8 +122,12 @@ class DynamicPruner(Callback):
 
     def _choose(self) -> Plan:
         self._follow()
+        training = self.program.module.training  # it may be the module that is trained
         self.program.module.eval()
-        return self._chooser.choose(score(self.program, self.prepared.coupling, **self._scoring))
+        scores = score(self.program, self.prepared.coupling, **self._scoring)
+        plan = self._chooser.choose(scores)
+        self.program.module.train(training)
+        return plan
 
     def _follow(self) -> None:
         """Give the captured program the module's tensors, where they are no longer the same."""

@@ -22,8 +22,9 @@ from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
+from hwprune.given import Model, as_program
 from hwprune.latency import Outcome, Pair, interleaved
-from hwprune.pipeline import Model, capture_model, prune
+from hwprune.pipeline import prune
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.program import Program, fingerprint
@@ -91,7 +92,7 @@ def prune_iteratively(
         raise HwpruneError("steps prune one form", where="attention", hint="heads or head_dim")
     forms = Forms(attention, grouped, group_norm, branches).checked()
     with clock.stage("capture"):
-        program = capture_model(model, inputs, name)
+        program = as_program(model, inputs, name)
         prepared = prepare(program, request.target, threads, **asdict(forms))
     trail = Trail(None if checkpoint is None else Path(checkpoint))
     trail.begin(_settings(program, request, steps, schedule, forms, seed, recover, options))

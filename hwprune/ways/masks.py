@@ -20,8 +20,8 @@ from torch.nn.utils import prune as torch_prune
 
 from hwprune.build import build
 from hwprune.errors import HwpruneError, ModelError
+from hwprune.given import as_program
 from hwprune.latency import interleaved
-from hwprune.pipeline import capture_model
 from hwprune.program import Program
 from hwprune.request import read_target
 from hwprune.ways.sparse_file import bitmap_bytes, plain_bytes, sparse_bytes
@@ -67,7 +67,7 @@ def mask(
         raise ModelError("no linear layer and no convolution to mask")
     if any(torch_prune.is_pruned(m) for _, m in layers):
         raise ModelError("is masked already", hint="torch.nn.utils.prune.remove ends a mask")
-    program = capture_model(model, inputs, "") if inputs is not None else None
+    program = as_program(model, inputs, "") if inputs is not None else None
     program = program and replace(program, module=copy.deepcopy(program.module))
     before = {n: t.clone() for n, t in model.state_dict().items()}
     skipped: list[str] = []
