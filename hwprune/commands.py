@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hwprune.finish_point import finish_point
 from hwprune.options import (
     Aggregate,
     Args,
@@ -19,6 +17,7 @@ from hwprune.options import (
     Attention,
     Branches,
     Calibrate,
+    FromSearch,
     Grouped,
     GroupNorm,
     Importance,
@@ -28,17 +27,22 @@ from hwprune.options import (
     Mean,
     Model,
     Normalize,
+    OptionalModel,
     Out,
     Params,
     PlanFile,
+    PointNumber,
+    RecoverWith,
     Seed,
     Std,
     TargetOption,
     Threads,
+    Threshold,
     model_name,
     read_inputs,
     units,
 )
+from hwprune.shown import print_json, show_artifact, shown_progress
 
 app = typer.Typer(
     name="hwprune",
@@ -52,12 +56,16 @@ app = typer.Typer(
 
 @app.command("compile")
 def compile_command(
-    model: Model,
     out: Out,
+    model: OptionalModel = None,
+    from_search: FromSearch = None,
+    point: PointNumber = None,
+    recover: RecoverWith = None,
     target: TargetOption = "host",
     latency: Latency = None,
     macs: Macs = None,
     params: Params = None,
+    threshold: Threshold = None,
     plan: PlanFile = None,
     input_: Input = None,
     threads: Threads = 1,
@@ -75,30 +83,32 @@ def compile_command(
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune to the budgets (or as a plan says), compile, measure, write an artifact."""
+    """Prune to the budgets (or as a plan says), compile, measure, write an artifact.
+
+    With --from and --point: finish a point of a search.
+    """
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile_pruned
-    from hwprune.report import print_report
     from hwprune.request import read_request
 
     check_writable(out)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
-        "plan": plan,
+        "plan": plan, "threshold": threshold,
     }  # fmt: skip
+    if model is None or from_search is not None or point is not None or recover is not None:
+        given_too = [k for k in asked if k not in ("target", "threads") and asked[k] is not None]
+        finish_point(model, from_search, point, recover, given_too, out, as_json)
+        return
     read_request(**asked, compiles=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result, _ = compile_pruned(
             given, inputs, out=out, progress=progress, importance=importance, aggregate=aggregate,
             normalize=normalize, seed=seed, calibrate=images, name=model_name(model), **asked,
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
-    if as_json:
-        _print_json(result.report)
-    else:
-        print_report(result.report, Console())
-        Console().print(f"Artifact in {out}; open {out / 'report.html'}")
+    show_artifact(result.report, out, as_json)
 
 
 @app.command("prune")
@@ -109,6 +119,7 @@ def prune_command(
     latency: Latency = None,
     macs: Macs = None,
     params: Params = None,
+    threshold: Threshold = None,
     plan: PlanFile = None,
     input_: Input = None,
     threads: Threads = 1,
@@ -136,10 +147,10 @@ def prune_command(
     check_writable(out)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
-        "plan": plan,
+        "plan": plan, "threshold": threshold,
     }  # fmt: skip
     read_request(**asked)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune(
             given, inputs, progress=progress, importance=importance, aggregate=aggregate,
@@ -148,7 +159,7 @@ def prune_command(
         )  # fmt: skip
     save_pruned(result, out)
     if as_json:
-        _print_json(result.report)
+        print_json(result.report)
     else:
         print_report(result.report, Console())
 
@@ -178,7 +189,7 @@ def sensitivity_command(
     from hwprune.report.sensitivity import print_sensitivity
 
     Asked(importance, aggregate).check(calibrate is not None)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, found = read_inputs(model, arg, input_, calibrate, mean, std)
         curves = find_sensitivity(
             given, inputs, calibrate=found, importance=importance, aggregate=aggregate,
@@ -186,7 +197,7 @@ def sensitivity_command(
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
-        _print_json(curves.to_json())
+        print_json(curves.to_json())
     else:
         print_sensitivity(curves, Console())
         Console().print(f"Curves and their plot in {out}")
@@ -209,13 +220,13 @@ def lower_command(
 
     check_writable(out)
     read_target(target, threads, compiles=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         artifact = compile(
             given, inputs, target=target, threads=threads, progress=progress, name=model_name(model)
         )
     artifact.save(out)
-    _print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
+    print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
 
 
 @app.command("inspect")
@@ -237,7 +248,7 @@ def inspect_command(
     forms = units(attention, grouped, group_norm, branches)
     found = inspect(given, inputs, name=model_name(model), **forms)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     print_groups(found, Console())
 
@@ -260,14 +271,14 @@ def profile_command(
     from hwprune.request import read_target
 
     read_target(target, threads, measures=True)
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         done = profile(
             given, inputs, target=target, threads=threads, progress=progress,
             name=model_name(model), **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
-        _print_json(vars(done))
+        print_json(vars(done))
     else:
         Console().print(
             f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
@@ -288,7 +299,7 @@ def targets_command(
     if name is not None:
         found = asdict(load_target(name))
         if as_json:
-            _print_json(found)
+            print_json(found)
             return
         table = Table("", name, show_header=True)
         for key, value in found.items():
@@ -298,7 +309,7 @@ def targets_command(
         return
     targets = [load_target(n) for n in list_targets()]
     if as_json:
-        _print_json([{"name": t.name, "description": t.description} for t in targets])
+        print_json([{"name": t.name, "description": t.description} for t in targets])
         return
     table = Table("target", "kind", "cores", "description")
     for target in targets:
@@ -329,25 +340,10 @@ def run_command(
         "source": "device",
     }
     if as_json:
-        _print_json(row)
+        print_json(row)
     else:
         Console().print(
             f"{row['model']}: {row['median_us'] / 1000:.2f} ms "
             f"(10-90 %: {row['p10_us'] / 1000:.2f}-{row['p90_us'] / 1000:.2f}), "
             f"{row['threads']} thread(s), measured here"
         )
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
-    from hwprune.progress import Silent, rich_progress
-
-    if quiet:
-        yield Silent()
-    else:
-        with rich_progress() as progress:
-            yield progress
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1, default=str))

@@ -6,7 +6,7 @@ later judge the result are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,25 +64,41 @@ class Importance:
                 "normalize 'sensitivity' needs unlabelled images or batches", hint="pass calibrate"
             )
 
-    def on(self, images: Tensor | None) -> Callable[[Program, Coupling, Advance], Scores]:
-        """The function that scores the units of a program, given what images there are."""
-        seen = None if images is None else recover_part(images)
-        return lambda program, coupling, advance: self._score(program, coupling, seen, advance)
+    def on(self, images: Tensor | None) -> Scorer:
+        """What scores the units of a program, given what images there are."""
+        return Scorer(self, None if images is None else recover_part(images))
 
-    def _score(
-        self, program: Program, coupling: Coupling, images: Tensor | None, advance: Advance
-    ) -> Scores:
-        weighed = self.weighed(images is not None)
-        scores = score(
-            program, coupling, self.criterion, batches=self.batches, loss=self.loss, images=images,
-            aggregate=self.aggregate, normalize=None if weighed else self.normalize,
-            seed=self.seed, progress=advance,
-        )  # fmt: skip
+
+@dataclass(frozen=True)
+class Scorer:
+    """Importance, and the images that may be looked at."""
+
+    asked: Importance
+    images: Tensor | None
+
+    def __call__(self, program: Program, coupling: Coupling, advance: Advance) -> Scores:
+        """Scores that compare between groups."""
+        asked, weighed = self.asked, self.asked.weighed(self.images is not None)
+        scores = self._score(program, coupling, None if weighed else asked.normalize, advance)
         if not weighed:
             return scores
-        batches = sensitivity_batches(program, images, self.batches)
+        batches = sensitivity_batches(program, self.images, asked.batches)
         found = measure_sensitivity(program, coupling, scores, batches, progress=advance)
         return weigh(scores, found)
+
+    def strengths(self, program: Program, coupling: Coupling, advance: Advance) -> Scores:
+        """Energies over the mean of their group."""
+        return self._score(program, coupling, "mean", advance)
+
+    def _score(
+        self, program: Program, coupling: Coupling, normalize: str | None, advance: Advance
+    ) -> Scores:
+        asked = self.asked
+        return score(
+            program, coupling, asked.criterion, batches=asked.batches, loss=asked.loss,
+            images=self.images, aggregate=asked.aggregate, normalize=normalize, seed=asked.seed,
+            progress=advance,
+        )  # fmt: skip
 
 
 def sensitivity_batches(

@@ -34,6 +34,7 @@ from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
+from hwprune.threshold import Weak, discount, without
 
 ROUNDS = 31
 RUNS_A_ROUND = 5
@@ -83,11 +84,12 @@ class Outcome:
 
 def search(
     prepared: Prepared,
-    scores: Mapping[str, object],
+    scores: Mapping[str, np.ndarray],
     budgets: Mapping[str, Budget],
     progress: Progress,
+    weak: Weak | None = None,
 ) -> Outcome:
-    """Find and build the plan that keeps the most importance under the budgets.
+    """Find and build the plan that keeps the most importance under the budgets, no `weak` units.
 
     Raises BudgetError: before any measurement where MACs or parameters cannot be met, after that
     of the narrowest and the full network's kernels where a latency cannot.
@@ -95,11 +97,14 @@ def search(
     fixed = {r: b.absolute(prepared.dense(r)) for r, b in budgets.items() if r != LATENCY}
     costs = {MACS: prepared.macs, PARAMS: prepared.params}
     gates = prepared.gates
-    check_reachable(Problem(scores, prepared.candidates, costs, fixed, gates))  # type: ignore[arg-type]
+    scores = discount(scores, weak or {})
+    problem = Problem(scores, prepared.candidates, costs, fixed, gates)
+    check_reachable(problem)
     if LATENCY in budgets:
-        return _Loop(prepared, scores, budgets[LATENCY], fixed, progress).run()  # type: ignore[arg-type]
+        return _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {}).run()
     with progress.stage("allocate"):
-        chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)  # type: ignore[arg-type]
+        chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)
+        chosen = without(chosen, weak or {}, problem)
     with progress.stage("rewrite"):
         plan, program = _apply(prepared, chosen)
     return Outcome(chosen, plan, program, None)
@@ -130,13 +135,14 @@ class _Loop:
     def __init__(
         self,
         prepared: Prepared,
-        scores: Mapping[str, object],
+        scores: Mapping[str, np.ndarray],
         budget: Budget,
         fixed: Mapping[str, float],
         progress: Progress,
+        weak: Weak,
     ) -> None:
         self.prepared, self.scores, self.budget = prepared, scores, budget
-        self.fixed, self.progress = fixed, progress
+        self.fixed, self.progress, self.weak = fixed, progress, weak
 
     def run(self) -> Outcome:
         prepared, progress = self.prepared, self.progress
@@ -216,7 +222,7 @@ class _Loop:
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)
-            if UNDER <= share <= OVER:
+            if UNDER <= share <= OVER or (share < UNDER and self._all_strong(chosen)):
                 break
             calibration = replace(
                 calibration_next,
@@ -224,6 +230,11 @@ class _Loop:
             )
         assert best is not None
         return best
+
+    def _all_strong(self, chosen: Allocation) -> bool:
+        """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
+        strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
+        return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
 
     def _solve(
         self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
@@ -236,13 +247,9 @@ class _Loop:
             PARAMS: prepared.params,
         }
         budgets = {LATENCY: goal_us, **self.fixed}
-        return allocate(
-            self.scores,  # type: ignore[arg-type]
-            prepared.candidates,
-            network,
-            budgets,
-            gates=prepared.gates,
-        )
+        problem = Problem(self.scores, prepared.candidates, network, budgets, prepared.gates)
+        chosen = allocate(self.scores, prepared.candidates, network, budgets, gates=prepared.gates)
+        return without(chosen, self.weak, problem)
 
 
 def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:

@@ -22,11 +22,24 @@ def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> An
         if not Path(reference).is_file():
             raise ModelError("no such file", where=reference)
         return Path(reference)
+    found = _find(reference, "package.module:callable or a .pt2 file")
+    return _call(found, reference, arguments or {})
+
+
+def load_function(reference: str, option: str) -> Any:
+    """The function that "package.module:function" names. Raises ModelError."""
+    found = _find(reference, f"{option} takes package.module:function")
+    if not callable(found):
+        raise ModelError("is not callable", where=reference)
+    return found
+
+
+def _find(reference: str, hint: str) -> Any:
+    """What "package.module:name" stands for. Raises ModelError."""
     module_name, colon, attribute = reference.partition(":")
     if not colon or not module_name or not attribute:
-        raise ModelError(
-            "not a model", where=reference, hint="package.module:callable or a .pt2 file"
-        )
+        raise ModelError("not a model" if "pt2" in hint else "not a function",
+                         where=reference, hint=hint)  # fmt: skip
     found: Any = _import(module_name, reference)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -35,7 +48,7 @@ def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> An
                 f"{module_name} has no {attribute!r}", where=reference, hint=", ".join(known)
             )
         found = getattr(found, part)
-    return _call(found, reference, arguments or {})
+    return found
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ TargetOption = Annotated[
 Latency = Annotated[str | None, typer.Option(help="Latency budget: 8ms, 800us or 50%.")]
 Macs = Annotated[str | None, typer.Option(help="Multiply-accumulate budget: 300M or 50%.")]
 Params = Annotated[str | None, typer.Option(help="Parameter budget: 5M or 50%.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Remove units of less than this share of their group's mean: 0.01."),
+]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="A plan.json to apply instead of budgets.")
 ]
@@ -64,6 +68,17 @@ GroupNorm = Annotated[
 ]
 Branches = Annotated[
     bool, typer.Option("--branches", help="Residual branches may be removed whole.")
+]
+RecoverWith = Annotated[
+    str | None,
+    typer.Option("--recover", help="package.module:function from a pruned Program to a better."),
+]
+FromSearch = Annotated[
+    Path | None, typer.Option("--from", help="search.json of hwprune search, instead of a MODEL.")
+]
+PointNumber = Annotated[int | None, typer.Option("--point", help="Which of its points.")]
+OptionalModel = Annotated[
+    str | None, typer.Argument(help="package.module:callable, or a .pt2 file", metavar="MODEL")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]

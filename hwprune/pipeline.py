@@ -6,7 +6,7 @@ both and writes the directory with its report. Every function here reads as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -20,12 +20,12 @@ from hwprune.atomic import check_writable
 from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
 from hwprune.capture import Program, fingerprint
-from hwprune.couple import Coupling, couple
+from hwprune.couple import couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
-from hwprune.importance import Importance
+from hwprune.importance import Importance, Scorer
 from hwprune.latency import Outcome, interleaved, search
 from hwprune.macs import macs as count_macs
 from hwprune.plan import Plan
@@ -36,9 +36,10 @@ from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
 from hwprune.rewrite import rewrite
-from hwprune.score import Batch, Loss, Scores
+from hwprune.score import Batch, Loss
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
+from hwprune.threshold import Weak, weak_units
 
 __all__ = [
     "ProfileResult",
@@ -59,6 +60,7 @@ def prune(
     latency: str | float | None = None,
     macs: str | float | None = None,
     params: str | float | None = None,
+    threshold: float | None = None,
     plan: Plan | str | Path | None = None,
     importance: str = "l2",
     aggregate: str | None = None,
@@ -83,6 +85,8 @@ def prune(
         inputs: example inputs, batch first; may be None where the program brings its own.
         target: a target's name; a latency budget measures kernels on this machine.
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
+        threshold: units go whose energy is less than this share of their group's mean, alone or
+            beside budgets (`hwprune.threshold`).
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; those that look at activations or
             gradients need `calibrate`, or `batches` and `loss`.
@@ -101,8 +105,9 @@ def prune(
     """
     clock = Clock(progress or Silent())
     request = read_request(
-        target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan
-    )
+        target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
+        threshold=threshold,
+    )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
@@ -212,7 +217,7 @@ def _stages(
     request: Request,
     program: Program,
     forms: Sequence[Forms],
-    scorer: Callable[[Program, Coupling, Advance], Scores],
+    scorer: Scorer,
     clock: Clock,
 ) -> list[Searched]:
     """Prune by the request's plan, or search; in stages where the plan or the forms have some."""
@@ -233,12 +238,20 @@ def _stages(
             continue
         with clock.stage("score") as advance:
             scores = scorer(start, prepared.coupling, advance)
+            weak = _weak_units(request, scorer, prepared, advance)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock)))
+        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done
+
+
+def _weak_units(request: Request, scorer: Scorer, prepared: Prepared, advance: Advance) -> Weak:
+    if request.threshold is None:
+        return {}
+    strengths = scorer.strengths(prepared.program, prepared.coupling, advance)
+    return weak_units(strengths, prepared.coupling, request.threshold)
 
 
 def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
@@ -274,6 +287,8 @@ def _finish(
         clock.seconds, request.source,
     )  # fmt: skip
     report = account(facts)
+    if request.threshold is not None:
+        report["threshold"] = request.threshold
     if len(done) > 1:
         report["stages"] = describe_stages(done)
     return PruneResult(

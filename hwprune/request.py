@@ -11,17 +11,19 @@ from hwprune.build import check_compiler
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.plan import Plan
 from hwprune.target import Target, check_runnable, load_target
+from hwprune.threshold import check_threshold
 
 
 @dataclass(frozen=True)
 class Request:
-    """Budgets by resource, or the plan to apply and where it comes from."""
+    """Budgets by resource and a threshold, or the plan to apply and where it comes from."""
 
     target: Target
     threads: int
     budgets: Mapping[str, Budget]
     plan: Plan | None = None
     source: str = ""
+    threshold: float | None = None
 
 
 def read_request(
@@ -32,6 +34,7 @@ def read_request(
     macs: str | float | None = None,
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
+    threshold: float | None = None,
     compiles: bool = False,
 ) -> Request:
     """Read what `prune` is given; `compiles` says that the result is compiled here as well.
@@ -41,16 +44,19 @@ def read_request(
     given = {LATENCY: latency, MACS: macs, PARAMS: params}
     parsed = {resource: parse_budget(text, resource) for resource, text in given.items()}
     budgets = {resource: budget for resource, budget in parsed.items() if budget is not None}
-    if budgets and plan is not None:
+    floor = check_threshold(threshold)
+    if plan is not None and (budgets or floor is not None):
         raise BudgetError(
             "a plan and a budget exclude each other", where="plan", hint="pass one of them"
         )
-    if not budgets and plan is None:
-        raise BudgetError("no budget given", hint="pass latency, macs or params; or a plan")
+    if not budgets and plan is None and floor is None:
+        raise BudgetError(
+            "no budget given", hint="pass latency, macs, params or threshold; or a plan"
+        )
     chosen = read_target(target, threads, compiles=compiles or LATENCY in budgets)
     if isinstance(plan, str | Path):
         return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
-    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "")
+    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
 
 
 def read_target(

@@ -80,14 +80,19 @@ def save_pruned(result: PruneResult, out: str | PathLike[str]) -> None:
 
 def result_files(result: PruneResult) -> dict[str, bytes]:
     """The files of the smaller model and its report by name."""
-    buffer = io.BytesIO()
-    torch.export.save(export_program(result.program), buffer)
     return {
-        "model.pt2": buffer.getvalue(),
+        "model.pt2": export_bytes(result.program),
         WEIGHTS: weights_bytes(result.program),
         PLAN: result.plan.to_json().encode(),
         **write_report(result.report),
     }
+
+
+def export_bytes(program: Program) -> bytes:
+    """The content of a `.pt2` file."""
+    buffer = io.BytesIO()
+    torch.export.save(export_program(program), buffer)
+    return buffer.getvalue()
 
 
 def export_program(program: Program) -> torch.export.ExportedProgram:

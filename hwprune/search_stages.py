@@ -17,7 +17,7 @@ from hwprune.budget import LATENCY, Budget
 from hwprune.build import build
 from hwprune.latency import Outcome, interleaved
 from hwprune.prepare import Prepared
-from hwprune.stages import Stage, kept_through
+from hwprune.stages import Stage, units_left
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def stage_budgets(
             share = min(budget.value**part / _measured_share(done), 1.0)
             found[resource] = replace(budget, value=share)
         else:
-            dense = _dense(resource, first, done)
+            dense = dense_amount(resource, first, done)
             share = min(budget.absolute(dense) / dense, 1.0)
             found[resource] = Budget(resource, dense * share**part, relative=False)
     return found
@@ -60,7 +60,7 @@ def _measured_share(done: Sequence[Searched]) -> float:
     return prod(timing.pair.ratio for timing in timings if timing is not None)
 
 
-def _dense(resource: str, first: Prepared, done: Sequence[Searched]) -> float:
+def dense_amount(resource: str, first: Prepared, done: Sequence[Searched] = ()) -> float:
     """What the original takes of a resource; its latency is measured if it has not been yet."""
     if resource != LATENCY:
         return first.dense(resource)
@@ -81,7 +81,7 @@ def merge(done: Sequence[Searched]) -> Outcome:
     if len(done) == 1:
         return first
     plan = replace(first.plan, then=last.plan)
-    kept = _units_left(done)
+    kept = units_left([searched.stage for searched in done])
     allocation = replace(last.allocation, kept=kept)
     timing = last.timing
     if timing is not None and first.timing is not None:
@@ -95,25 +95,6 @@ def merge(done: Sequence[Searched]) -> Outcome:
             profiles=(first.timing.profiles[0], timing.profiles[1]),
         )
     return Outcome(allocation, plan, last.program, timing)
-
-
-def _units_left(done: Sequence[Searched]) -> dict[str, tuple[int, ...]]:
-    """The units of the first stage's groups all of whose channels are left after the last."""
-    left = kept_through([searched.stage for searched in done])
-    kept = dict(done[0].outcome.plan.kept)
-    for group in done[0].prepared.coupling.groups:
-        alive = np.isin(np.arange(group.width), kept[group.name])
-        for site, index in group.index.items():
-            listed = left.get(site.parameter, {}).get(site.dim)
-            if listed is not None:
-                alive &= np.isin(index, listed).all(axis=1)
-        if alive.any():
-            kept[group.name] = tuple(np.flatnonzero(alive).tolist())
-    there = dict(done[-1].outcome.program.module.named_parameters(remove_duplicate=False))
-    for branch in done[0].prepared.coupling.branches:
-        if not branch.parameters & there.keys():
-            kept |= dict.fromkeys((branch.name, *branch.groups), ())
-    return kept
 
 
 def describe_stages(done: Sequence[Searched]) -> list[dict[str, Any]]:

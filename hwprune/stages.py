@@ -57,9 +57,33 @@ def kept_through(stages: Sequence[Stage]) -> dict[str, dict[int, np.ndarray]]:
     return kept
 
 
+def units_left(stages: Sequence[Stage]) -> dict[str, tuple[int, ...]]:
+    """The units of the first stage's groups all of whose channels are left after the last."""
+    left = kept_through(stages)
+    coupling = stages[0].coupling
+    kept = dict(stages[0].plan.kept)
+    for group in coupling.groups:
+        alive = np.isin(np.arange(group.width), kept[group.name])
+        for site, index in group.index.items():
+            listed = left.get(site.parameter, {}).get(site.dim)
+            if listed is not None:
+                alive &= np.isin(index, listed).all(axis=1)
+        if alive.any():
+            kept[group.name] = tuple(np.flatnonzero(alive).tolist())
+    there = dict(stages[-1].smaller.module.named_parameters(remove_duplicate=False))
+    for branch in coupling.branches:
+        if not branch.parameters & there.keys():
+            kept |= dict.fromkeys((branch.name, *branch.groups), ())
+    return kept
+
+
 def certify(stages: Sequence[Stage], seed: int = 0) -> Certificate:
     """The certificate of all stages: the largest errors, passed if every one did."""
-    found = [verify(s.program, s.coupling, s.plan, s.smaller, seed=seed) for s in stages]
+    return join([verify(s.program, s.coupling, s.plan, s.smaller, seed=seed) for s in stages])
+
+
+def join(found: Sequence[Certificate]) -> Certificate:
+    """One certificate of prunings one after the other: the largest errors, passed if all did."""
     worst = max(found, key=lambda c: (not c.passed, c.max_rel_error))
     if len(found) == 1:
         return worst

@@ -94,7 +94,7 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
         raise ModelError(f"made a {type(model).__name__}, not an nn.Module", where="model_factory")
     dense = capture(model, tuple(_example(*given) for given in weights.inputs))
     smaller = follow(dense, plan, str(folder / PLAN))[-1].smaller
-    _fill(smaller, weights, folder / WEIGHTS)
+    fill(smaller, weights, folder / WEIGHTS)
     return apply_in_place(model, dense, smaller).eval()
 
 
@@ -107,7 +107,7 @@ def _example(shape: list[int], kind: str) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def _fill(program: Program, weights: Weights, path: Path) -> None:
+def fill(program: Program, weights: Weights, path: Path) -> None:
     """Give a program the file's tensors; all names and shapes must agree."""
     state = program.module.state_dict()
     given = weights.tensors | {n: weights.tensors[first] for n, first in weights.tied.items()}

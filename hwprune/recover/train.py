@@ -8,51 +8,27 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hwprune.errors import HwpruneError
+from hwprune.recover.average import Average
+from hwprune.recover.callback import Callback, Step
+from hwprune.recover.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from hwprune.recover.config import TrainConfig, check_config, learning_rate, make_optimizer
+from hwprune.recover.features import Features
+from hwprune.recover.objective import Objective, distillation_loss, split
+from hwprune.recover.processes import Processes
+
+__all__ = ["Step", "TrainConfig", "TrainResult", "distillation_loss", "finetune"]
 
 Batch = Any  # (images, labels), or images alone where only the teacher says what is right
 Loader = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train: cosine schedule after a linear warm-up, `distill` in [0, 1] of the loss.
-
-    loss = (1 - distill) * cross entropy + distill * temperature^2 * KL(teacher, student).
-    """
-
-    epochs: int = 5
-    lr: float = 0.05
-    optimizer: str = "sgd"  # "sgd" (Nesterov) | "adamw"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on weights with two or more dimensions only
-    label_smoothing: float = 0.0
-    distill: float = 0.5  # counts only where a teacher is given
-    temperature: float = 2.0
-    warmup_fraction: float = 0.1
-    clip_norm: float = 5.0
-    seed: int = 0
-    eval_mode: bool = False  # normalise by the running statistics (few or odd images), no dropout
-
-
-@dataclass(frozen=True)
-class Step:
-    """One finished optimisation step, as given to the progress callback."""
-
-    epoch: int
-    index: int  # within the epoch
-    loss: float
-    lr: float
 
 
 @dataclass(frozen=True)
@@ -70,8 +46,11 @@ def finetune(
     config: TrainConfig | None = None,
     *,
     teacher: nn.Module | None = None,
+    features: Features | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Step], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    processes: Processes | None = None,
 ) -> TrainResult:
     """Train `module` in place; the same seed gives the same weights, resumed or not.
 
@@ -82,27 +61,44 @@ def finetune(
         steps_per_epoch: batches per epoch, for the schedule; extra batches are not drawn.
         config: see TrainConfig.
         teacher: its logits are the distillation target; run in eval mode, without gradients.
+        features: values inside both networks to distil as well; they bring the teacher.
         checkpoint: written after every epoch, atomically, and resumed from where it exists.
         progress: called after every step.
+        callbacks: told after every step and epoch (pruners, for instance); may change weights.
+        processes: of a training in several (`distributed`); the loader is this process's share.
 
     A loss that is not finite ends training with the weights of the last finished epoch.
-    Raises HwpruneError where the checkpoint is corrupt or of other settings.
+    Raises HwpruneError for an impossible schedule, a checkpoint that is corrupt or of another
+    network or settings, labels, outputs or batches that do not fit, a loader that fails or gives
+    too few; the module then has the weights of the last finished epoch, as the checkpoint does.
     """
     config = config or TrainConfig()
-    run = _Run(module, config, steps_per_epoch, teacher, progress)
+    check_config(config, steps_per_epoch)
+    if features is not None:
+        features.check(module)
+    objective = Objective(config, teacher, features)
+    run = _Run(module, config, steps_per_epoch, objective, processes or Processes())
+    run.told = (*([_Told(progress)] if progress is not None else []), *callbacks)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     stopped = ""
     with torch.random.fork_rng(devices=[]):
         while len(run.losses) < config.epochs and not stopped:
-            good = copy.deepcopy(module.state_dict())
-            stopped = run.epoch(loader)
-            if stopped:
-                module.load_state_dict(good)
-            elif checkpoint is not None:
+            stopped = run.guarded_epoch(loader)
+            if checkpoint is not None and not stopped:
                 run.save(checkpoint)
-    module.eval()
+    run.end()
     return TrainResult(tuple(run.losses), stopped)
+
+
+class _Told(Callback):
+    """A progress function as a callback."""
+
+    def __init__(self, progress: Callable[[Step], None]) -> None:
+        self._progress = progress
+
+    def after_step(self, step: Step) -> None:
+        self._progress(step)
 
 
 class _Run:
@@ -113,136 +109,157 @@ class _Run:
         module: nn.Module,
         config: TrainConfig,
         steps_per_epoch: int,
-        teacher: nn.Module | None,
-        progress: Callable[[Step], None] | None,
+        objective: Objective,
+        processes: Processes,
     ) -> None:
         self.module, self.config, self.steps = module, config, steps_per_epoch
-        self.teacher = teacher.eval() if teacher is not None else None
-        self.progress = progress
-        self.optimizer = _optimizer(module, config)
+        self.objective, self.processes = objective, processes
+        self.optimizer = make_optimizer(module, config)
+        self.average = Average(module, config.ema) if config.ema else None
+        runs = objective.features.student if objective.features is not None else module
+        self.student = processes.wrap(runs)
         self.losses: list[float] = []
+        self.told: tuple[Callback, ...] = ()
+
+    def guarded_epoch(self, loader: Loader) -> str:
+        """An epoch; weights and average are as before it where it fails or has to stop."""
+        good = copy.deepcopy(self.module.state_dict())
+        average = self.average.state() if self.average is not None else {}
+        try:
+            stopped = self.epoch(loader)
+        except HwpruneError:
+            self._back(good, average)
+            self.end()
+            raise
+        if stopped:
+            self._back(good, average)
+        return stopped
+
+    def _back(self, good: dict[str, Tensor], average: dict[str, object]) -> None:
+        self.module.load_state_dict(good)
+        if self.average is not None:
+            self.average.restore(average)
 
     def epoch(self, loader: Loader) -> str:
         """Train one epoch; returns why it had to stop, or ""."""
         number = len(self.losses)
         torch.manual_seed(self.config.seed + 7919 * number)
-        batches = loader(number) if callable(loader) else loader
-        self.module.train(not self.config.eval_mode)
-        total, count = 0.0, 0
-        for index, batch in zip(range(self.steps), batches, strict=False):
-            lr = _lr(self.config, number * self.steps + index, self.steps * self.config.epochs)
-            loss = self._step(batch, lr)
+        for part in (self.module, self.student):
+            part.train(not self.config.eval_mode)
+        total, last = 0.0, self.steps * self.config.epochs
+        for index, batch in enumerate(self._draw(loader, number)):
+            lr = learning_rate(self.config, number * self.steps + index, last)
+            loss = self._step(batch, lr, f"step {index} of epoch {number}")
             if not math.isfinite(loss):
                 return f"the loss was {loss} at step {index} of epoch {number}"
-            total, count = total + loss, count + 1
-            if self.progress is not None:
-                self.progress(Step(number, index, loss, lr))
-        if count == 0:
-            raise HwpruneError("the loader gave no batches", where=f"epoch {number}")
-        self.losses.append(total / count)
+            total += loss
+            if self.average is not None:
+                self.average.update(self.module)
+            for callback in self.told:
+                callback.after_step(Step(number, index, loss, lr))
+        for callback in self.told:
+            callback.after_epoch(number)
+        self.losses.append(total / self.steps)
         return ""
 
-    def _step(self, batch: Batch, lr: float) -> float:
-        images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-        loss = self._loss(images, labels)
+    def _draw(self, loader: Loader, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, exactly as many as were promised."""
+        batches: Iterator[Batch] = iter(())
+        for index in range(self.steps):
+            error: HwpruneError | None = None
+            batch: Batch = None
+            try:
+                if index == 0:
+                    batches = iter(loader(epoch) if callable(loader) else loader)
+                batch = next(batches)
+            except StopIteration:
+                error = _short(index, self.steps, epoch)
+            except HwpruneError as own:
+                error = own
+            except Exception as failure:  # of the user's data set, or a worker that died
+                lines = str(failure).strip().splitlines() or [""]  # a worker's has its whole trace
+                error = HwpruneError(
+                    f"the loader failed: {type(failure).__name__}: {lines[-1]}",
+                    where=f"step {index} of epoch {epoch}",
+                    hint="the weights are those of the last finished epoch",
+                )
+                error.__cause__ = failure
+            self.processes.agree(error)
+            yield batch
+
+    def _step(self, batch: Batch, lr: float, where: str) -> float:
+        loss, error = torch.zeros(()), None
+        try:
+            split(batch)
+            loss = self.objective(self.student, batch)
+        except HwpruneError as mistake:
+            place = f"{mistake.where}, {where}" if mistake.where else where
+            error = type(mistake)(mistake.what, where=place, hint=mistake.hint)
+        self.processes.agree(error)
         value = loss.item()
-        if math.isfinite(value):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
-            if not math.isfinite(norm.item()):
-                return math.nan
-            self.optimizer.step()
+        if not self.processes.all_finite(math.isfinite(value)):
+            return value if not math.isfinite(value) else math.nan
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        if not math.isfinite(norm.item()):
+            return math.nan
+        self.optimizer.step()
         return value
 
-    def _loss(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        config, logits = self.config, self.module(images)
-        terms: list[Tensor] = []
-        share = config.distill if self.teacher is not None else 0.0
-        if labels is None:
-            share = 1.0
-        elif share < 1.0:
-            smoothing = config.label_smoothing
-            entropy = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-            terms.append((1.0 - share) * entropy)
-        if share > 0.0:
-            if self.teacher is None:
-                raise HwpruneError("batches without labels need a teacher to learn from")
-            with torch.no_grad():
-                target = self.teacher(images)
-            terms.append(share * distillation_loss(logits, target, config.temperature))
-        return torch.stack(terms).sum()
+    def end(self) -> None:
+        """Leave the module as the result: averaged where that was asked, in evaluation mode."""
+        if self.average is not None and self.losses:
+            self.module.load_state_dict(self.average.tensors)
+        self.module.eval()
+        self.student.eval()
 
     def save(self, path: Path) -> None:
-        """Write the state beside `path` and move it into place."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "config": asdict(self.config) | {"steps_per_epoch": self.steps},
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "losses": self.losses,
-        }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            torch.save(state, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write what `load` needs; in one process of several."""
+        if self.processes.rank == 0:
+            state = {
+                "config": self._settings(),
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "losses": self.losses,
+                "average": self.average.state() if self.average is not None else {},
+                "callbacks": [callback.state_dict() for callback in self.told],
+            }
+            write_checkpoint(path, state)
+        self.processes.wait()
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of the same settings."""
-        hint = f"delete {path} to start again"
-        try:
-            state = torch.load(path, weights_only=True)
-            saved = state["config"]
-            settings = asdict(self.config) | {"steps_per_epoch": self.steps}
-            if asdict(TrainConfig()) | saved != settings:  # absent ones were the defaults
-                raise HwpruneError(
-                    f"the checkpoint was trained with other settings: {saved}",
-                    where=str(path),
-                    hint=hint,
-                )
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.losses = list(state["losses"])
-        except HwpruneError:
-            raise
-        except Exception as error:  # a damaged file makes torch raise almost anything
-            raise HwpruneError(
-                f"the checkpoint cannot be read: {type(error).__name__}: {error}",
-                where=str(path),
-                hint=hint,
-            ) from error
+        """Continue from a checkpoint of the same settings and network."""
+        state = read_checkpoint(path, self._settings(), asdict(TrainConfig()) | {"processes": 1})
+        load_weights(self.module, state["module"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+        if self.average is not None:
+            self.average.restore(state["average"])
+        kept = [s for s in state.get("callbacks", []) if s]
+        for callback in self.told:
+            if callback.state_dict() and kept:
+                callback.load_state_dict(kept.pop(0))
+
+    def _settings(self) -> dict[str, Any]:
+        processes = {"processes": self.processes.size}
+        return asdict(self.config) | {"steps_per_epoch": self.steps} | processes
 
 
-def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """temperature^2 * KL(softmax(target / t) || softmax(logits / t)), mean over the batch."""
-    student = functional.log_softmax(logits / temperature, dim=-1)
-    teacher = functional.log_softmax(target / temperature, dim=-1)
-    kl = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return kl * temperature**2
-
-
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if config.optimizer == "sgd":
-        nesterov = config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    raise HwpruneError(f"unknown optimizer {config.optimizer!r}", hint="sgd or adamw")
-
-
-def _lr(config: TrainConfig, step: int, total: int) -> float:
-    warmup = max(1, round(total * config.warmup_fraction))
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+def _short(found: int, promised: int, epoch: int) -> HwpruneError:
+    """The loader has no more batches."""
+    if found == 0 and epoch == 0:
+        return HwpruneError("the loader gave no batches", where=f"epoch {epoch}")
+    if found == 0:
+        return HwpruneError(
+            "the loader is exhausted: it gave its batches once",
+            where=f"epoch {epoch}",
+            hint="pass a DataLoader, a list, or a function of the epoch",
+        )
+    return HwpruneError(
+        f"the loader gave {found} batches, steps_per_epoch is {promised}",
+        where=f"epoch {epoch}",
+        hint="say how many there are",
+    )

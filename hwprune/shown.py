@@ -1,0 +1,39 @@
+"""How commands show what they do: progress, JSON, the report of an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+@contextmanager
+def shown_progress(quiet: bool) -> Iterator[Any]:
+    """Progress on standard error, or nothing."""
+    from hwprune.progress import Silent, rich_progress
+
+    if quiet:
+        yield Silent()
+    else:
+        with rich_progress() as progress:
+            yield progress
+
+
+def print_json(data: Any) -> None:
+    """Print data for other programs."""
+    print(json.dumps(data, indent=1, default=str))
+
+
+def show_artifact(report: dict[str, Any], out: Path, as_json: bool) -> None:
+    """The report of an artifact that was written."""
+    from hwprune.report import print_report
+
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, Console())
+        Console().print(f"Artifact in {out}; open {out / 'report.html'}")

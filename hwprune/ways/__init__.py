@@ -1,0 +1,1 @@
+"""Ways of pruning beside one shot: step by step, during training, by masks."""

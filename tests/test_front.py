@@ -1,0 +1,143 @@
+"""The search over budgets: its front, its files, going on, and finishing a point."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune.errors import BudgetError, HwpruneError
+from hwprune.front import pareto, read_front
+from hwprune.program import Program
+from tests.command_line import refused
+from tests.small_net import small_net
+
+X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NET = ("tests.small_net:small_net", "--input", "1,3,32,32")
+
+
+def parameters(module: nn.Module) -> float:
+    """A judge whose answers are known: how many parameters there are."""
+    return float(sum(p.numel() for p in module.parameters()))
+
+
+def doubled(program: Program) -> Program:
+    """A recovery that shows."""
+    with torch.no_grad():
+        program.module.get_parameter("head.bias").add_(1000.0)
+    return program
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    out = tmp_path_factory.mktemp("front") / "search"
+    return out, hwprune.search(
+        small_net(), (X,), out=out, budgets=("60%", "85%", "0.5%"), evaluate=parameters,
+        recover="none", name="small_net",
+    )  # fmt: skip
+
+
+def test_pareto() -> None:
+    points = [(1.0, 0.9), (0.5, 0.8), (0.6, 0.7), (0.5, 0.6), (0.4, 0.1)]
+    assert pareto(points) == [True, True, False, False, True]
+    assert pareto([(1.0, 0.5), (1.0, 0.5)]) == [True, True]
+
+
+def test_the_front_is_measured_and_kept(searched) -> None:
+    out, front = searched
+    assert [p.budget for p in front.points] == ["100%", "85%", "60%"]
+    assert front.points[0].ratio == 1.0
+    assert all(p.latency_us > 0 for p in front.points)
+    assert front.points[2].ratio < 0.9
+    assert [p.quality for p in front.points] == [p.params for p in front.points]
+    assert front.points[0].on_front
+    assert len(front.missed) == 1
+    assert "0.5%" in front.missed[0]
+    assert "smallest reachable" in front.missed[0]
+    assert read_front(out / "search.json") == front
+    assert "<svg" in (out / "search.svg").read_text()
+    for p in front.points[1:]:
+        assert {"model.pt2", "plan.json", "report.json"} <= {
+            f.name for f in (out / p.directory).iterdir()
+        }
+
+
+def test_goes_on_without_pruning_again(searched, monkeypatch) -> None:
+    out, front = searched
+
+    def fail(*_, **__):
+        raise AssertionError("pruned again")
+
+    monkeypatch.setattr("hwprune.front_search.prune", fail)
+    options = {"out": out, "evaluate": parameters, "recover": "none", "name": "small_net"}
+    again = hwprune.search(small_net(), (X,), budgets=("60%", "85%"), **options)
+    assert [p.params for p in again.points] == [p.params for p in front.points]
+    with pytest.raises(HwpruneError, match="made with measure 'accuracy', now it is 'agreement'"):
+        hwprune.search(small_net(), (X,), out=out, recover="none", calibrate=X)
+
+
+def test_a_point_is_finished(searched, run, tmp_path) -> None:
+    out, front = searched
+    words = ("compile", "--from", out / "search.json", "--point", 2)
+    done = run(*words, "--out", tmp_path / "out", "--json")
+    assert done.status == 0, done.err
+    report = json.loads(done.out)
+    assert report["search_point"]["budget"] == "60%"
+    assert report["pruned"]["params"] == front.points[2].params
+    assert 0 < report["ratio"] < 0.95
+    artifact = hwprune.load(tmp_path / "out")
+    module = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    wanted = module(X).detach().numpy()
+    assert np.abs(artifact(X.numpy()) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    loaded = hwprune.load_pruned(small_net, tmp_path / "out")
+    assert torch.allclose(loaded(X), torch.from_numpy(wanted), atol=1e-4)
+    done = run(
+        *words, "--recover", "tests.test_front:doubled", "--out", tmp_path / "more", "--json"
+    )
+    assert done.status == 0, done.err
+    assert hwprune.load(tmp_path / "more")(X.numpy()).min() > 900
+
+
+def test_points_that_there_are_not(searched, run, tmp_path) -> None:
+    path, out = searched[0] / "search.json", tmp_path / "out"
+    refused(run("compile", "--from", path, "--point", 7, "--out", out), "no point 7", "1 to 2")
+    refused(run("compile", "--from", path, "--out", out), "both --from and --point")
+    refused(run("compile", "--out", out), "needs a MODEL")
+    words = ("compile", *NET, "--from", path, "--point", 1, "--out", out)
+    refused(run(*words, "--macs", "50%"), "MODEL, macs exclude each other")
+    bad = tmp_path / "search.json"
+    refused(run("compile", "--from", bad, "--point", 1, "--out", out), "cannot be read")
+    bad.write_text("{}")
+    refused(run("compile", "--from", bad, "--point", 1, "--out", out), "not the result of a search")
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"evaluate": None}, HwpruneError, "nothing judges"),
+        ({"budgets": ()}, BudgetError, "no budgets"),
+        ({"budgets": ("50%", "50%")}, BudgetError, "different shares"),
+        ({"budgets": ("8ms",)}, BudgetError, "shares of the dense"),
+        ({"budgets": ("x",)}, BudgetError, "not a budget"),
+        ({"recover": "magic"}, HwpruneError, "unknown recovery"),
+    ],
+)
+def test_bad_requests(tmp_path, options, error, match) -> None:
+    given = {"out": tmp_path / "out", "evaluate": parameters, **options}
+    with pytest.raises(error, match=match):
+        hwprune.search(small_net(), (X,), **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_on_the_command_line(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    refused(run("search", *NET, "--out", out), "nothing judges")
+    refused(run("search", *NET, "--evaluate", "tests", "--out", out), "--evaluate takes")
+    refused(run("search", *NET, "--evaluate", "tests.test_front:X", "--out", out), "not callable")
