@@ -60,7 +60,7 @@ def prune(
     macs: str | float | None = None,
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
-    importance: str = "l2",
+    importance: str = "auto",
     aggregate: str | None = None,
     normalize: str | None = None,
     attention: str = HEADS,
@@ -85,7 +85,8 @@ def prune(
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; those that look at activations or
-            gradients need `calibrate`, or `batches` and `loss`.
+            gradients need `calibrate`, or `batches` and `loss`. "auto" is "reconstruction" with
+            `calibrate`, else "l2".
         aggregate, normalize: how the members of a group are joined and groups compared, of
             `hwprune.score.AGGREGATES` and `NORMALISATIONS`, or "sensitivity": by the measured error
             of the outputs, the default with `calibrate`. Without, None is the criterion's own.
