@@ -103,9 +103,7 @@ class Bench:
 
     def row(self, method: str, share: float) -> Row:
         """Prune, recover and judge once."""
-        started = time.perf_counter()
         kept, macs = self.kept(method, share)
-        scored = time.perf_counter() - started
         plan = Plan(fingerprint(self.program), kept)
         pruned = rewrite(self.program, self.prepared.coupling, plan)
         indices = kept_indices(self.prepared.coupling, plan, self.program)
@@ -124,8 +122,6 @@ class Bench:
             "top1_labelled": self.right(outputs),
             "top1_labelled_dense": self.right(self.dense),
             **self.counts(),
-            "seconds_scores": round(scored, 1),
-            "seconds": round(time.perf_counter() - started, 1),
         }
 
     def right(self, outputs: Tensor) -> int:
@@ -154,7 +150,7 @@ def show(rows: Sequence[Row]) -> None:
     """Print the rows by budget, the most alike first."""
     common.table(
         "EfficientNet-Lite0, label-free: agreement with the dense network on held-out photos",
-        ("method", "MACs", "top-1 agreement", "cosine", "labelled right", "scores s"),
+        ("method", "MACs", "top-1 agreement", "cosine", "labelled right"),
         [
             [
                 row["method"],
@@ -162,7 +158,6 @@ def show(rows: Sequence[Row]) -> None:
                 f"{100 * row['top1_agreement']:.1f} %",
                 f"{row['cosine']:.3f}",
                 f"{row['top1_labelled']} / {row['labelled']}",
-                f"{row['seconds_scores']:.0f}",
             ]
             for row in sorted(rows, key=lambda r: (-r["budget"], -r["top1_agreement"]))
         ],

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +19,20 @@ _HINT = "choose a directory that can be written and has room"
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file. Raises ArtifactError if it cannot be written; nothing is left then."""
-    write_bytes(path, text.encode("utf-8"))
+    _replace(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file. Raises ArtifactError if it cannot be written; nothing is left then."""
+    _replace(path, lambda file: file.write_bytes(data))
+
+
+def _replace(path: str | os.PathLike[str], write: Callable[[Path], int]) -> None:
     goal = Path(path)
     temporary = goal.parent / _temporary_name(goal)
     try:
         try:
-            temporary.write_bytes(data)
+            write(temporary)
             os.replace(temporary, goal)
         except BaseException:
             temporary.unlink(missing_ok=True)

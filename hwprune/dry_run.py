@@ -36,7 +36,7 @@ def find_sensitivity(
     calibrate: Tensor | Sequence[Tensor] | None = None,
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
-    importance: str = "l2",
+    importance: str = "auto",
     aggregate: str | None = None,
     shares: Sequence[float] = SHARES,
     images: int = INPUTS,
@@ -86,7 +86,7 @@ def find_sensitivity(
     with clock.stage("sensitivity") as advance:
         found = measure_sensitivity(
             program, coupling, scores, measured,
-            loss=loss, importance=importance, shares=shares, progress=advance,
+            loss=loss, importance=asked.name(given is not None), shares=shares, progress=advance,
             file=None if out is None else Path(out) / JSON_FILE,
         )  # fmt: skip
     if out is not None:

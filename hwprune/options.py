@@ -42,7 +42,8 @@ Importance = Annotated[
     str,
     typer.Option(
         help="How units are told apart. From weights: l1, l2, linf, bn_scale, lamp, fpgm, random. "
-        "With --calibrate: taylor, obd, fisher, snip, wanda, apoz, hrank, reconstruction."
+        "With --calibrate: taylor, obd, fisher, snip, wanda, apoz, hrank, reconstruction. auto is "
+        "reconstruction with --calibrate, else l2."
     ),
 ]
 Aggregate = Annotated[

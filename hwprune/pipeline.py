@@ -62,7 +62,7 @@ def prune(
     params: str | float | None = None,
     threshold: float | None = None,
     plan: Plan | str | Path | None = None,
-    importance: str = "l2",
+    importance: str = "auto",
     aggregate: str | None = None,
     normalize: str | None = None,
     attention: str = HEADS,
@@ -89,7 +89,8 @@ def prune(
             beside budgets (`hwprune.threshold`).
         plan: a plan of this model, or the path of its `plan.json`, to apply instead of a search.
         importance: a criterion of `hwprune.score.CRITERIA`; those that look at activations or
-            gradients need `calibrate`, or `batches` and `loss`.
+            gradients need `calibrate`, or `batches` and `loss`. "auto" is "reconstruction" with
+            `calibrate`, else "l2".
         aggregate, normalize: how the members of a group are joined and groups compared, of
             `hwprune.score.AGGREGATES` and `NORMALISATIONS`, or "sensitivity": by the measured error
             of the outputs, the default with `calibrate`. Without, None is the criterion's own.

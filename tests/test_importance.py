@@ -57,7 +57,7 @@ def test_images_that_judge_are_not_looked_at(network) -> None:
 def test_groups_compared_by_sensitivity(network) -> None:
     program, coupling = network
     usual = score(program, coupling, "l2")
-    asked = Importance(normalize="sensitivity", batches=BATCHES)
+    asked = Importance("l2", normalize="sensitivity", batches=BATCHES)
     found = asked.on(None)(program, coupling, lambda done, total: None)
     for name, scores in found.items():
         assert (np.argsort(-scores, kind="stable") == np.argsort(-usual[name], kind="stable")).all()
@@ -69,9 +69,21 @@ def test_groups_compared_by_sensitivity(network) -> None:
     )
 
 
+def test_images_are_used_unless_asked_otherwise(network) -> None:
+    assert Importance().weighed(True)
+    assert not Importance().weighed(False)
+    assert not Importance(normalize="share").weighed(True)
+    assert not Importance("lamp").weighed(True)  # it compares groups by itself
+    assert (Importance().name(True), Importance().name(False)) == ("reconstruction", "l2")
+    assert Importance("taylor").name(True) == "taylor"
+    program, coupling = network
+    asked = [Importance(), Importance("reconstruction", normalize="sensitivity")]
+    usual, wanted = (a.on(IMAGES)(program, coupling, lambda done, total: None) for a in asked)
+    assert all((usual[name] == wanted[name]).all() for name in wanted)
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"importance": "reconstruction"}, {"normalize": "sensitivity"}, {"aggregate": "max"}],
+    "options", [{"aggregate": "max"}, {"importance": "l1", "normalize": "share"}]
 )
 def test_prunes_by_what_is_asked(options) -> None:
     result = hwprune.prune(
