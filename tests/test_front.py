@@ -36,7 +36,7 @@ def doubled(program: Program) -> Program:
 def searched(tmp_path_factory):
     out = tmp_path_factory.mktemp("front") / "search"
     return out, hwprune.search(
-        small_net(), (X,), out=out, budgets=("60%", "85%", "0.5%"), evaluate=parameters,
+        small_net(), (X,), out=out, budgets=("60%", "0.5%"), evaluate=parameters,
         recover="none", name="small_net",
     )  # fmt: skip
 
@@ -49,10 +49,10 @@ def test_pareto() -> None:
 
 def test_the_front_is_measured_and_kept(searched) -> None:
     out, front = searched
-    assert [p.budget for p in front.points] == ["100%", "85%", "60%"]
+    assert [p.budget for p in front.points] == ["100%", "60%"]
     assert front.points[0].ratio == 1.0
     assert all(p.latency_us > 0 for p in front.points)
-    assert front.points[2].ratio < 0.9
+    assert front.points[1].ratio < 0.9
     assert [p.quality for p in front.points] == [p.params for p in front.points]
     assert front.points[0].on_front
     assert len(front.missed) == 1
@@ -74,7 +74,7 @@ def test_goes_on_without_pruning_again(searched, monkeypatch) -> None:
 
     monkeypatch.setattr("hwprune.front_search.prune", fail)
     options = {"out": out, "evaluate": parameters, "recover": "none", "name": "small_net"}
-    again = hwprune.search(small_net(), (X,), budgets=("60%", "85%"), **options)
+    again = hwprune.search(small_net(), (X,), budgets=("60%",), **options)
     assert [p.params for p in again.points] == [p.params for p in front.points]
     with pytest.raises(HwpruneError, match="made with measure 'accuracy', now it is 'agreement'"):
         hwprune.search(small_net(), (X,), out=out, recover="none", calibrate=X)
@@ -82,12 +82,12 @@ def test_goes_on_without_pruning_again(searched, monkeypatch) -> None:
 
 def test_a_point_is_finished(searched, run, tmp_path) -> None:
     out, front = searched
-    words = ("compile", "--from", out / "search.json", "--point", 2)
+    words = ("compile", "--from", out / "search.json", "--point", 1)
     done = run(*words, "--out", tmp_path / "out", "--json")
     assert done.status == 0, done.err
     report = json.loads(done.out)
     assert report["search_point"]["budget"] == "60%"
-    assert report["pruned"]["params"] == front.points[2].params
+    assert report["pruned"]["params"] == front.points[1].params
     assert 0 < report["ratio"] < 0.95
     artifact = hwprune.load(tmp_path / "out")
     module = torch.export.load(tmp_path / "out" / "model.pt2").module()
@@ -104,7 +104,7 @@ def test_a_point_is_finished(searched, run, tmp_path) -> None:
 
 def test_points_that_there_are_not(searched, run, tmp_path) -> None:
     path, out = searched[0] / "search.json", tmp_path / "out"
-    refused(run("compile", "--from", path, "--point", 7, "--out", out), "no point 7", "1 to 2")
+    refused(run("compile", "--from", path, "--point", 7, "--out", out), "no point 7", "1 to 1")
     refused(run("compile", "--from", path, "--out", out), "both --from and --point")
     refused(run("compile", "--out", out), "needs a MODEL")
     words = ("compile", *NET, "--from", path, "--point", 1, "--out", out)
