@@ -103,8 +103,8 @@ class Scorer:
         asked = self.asked
         return score(
             program, coupling, asked.name(self.images is not None), batches=asked.batches,
-            loss=asked.loss, images=self.images, aggregate=asked.aggregate, normalize=normalize, seed=asked.seed,
-            progress=advance,
+            loss=asked.loss, images=self.images, aggregate=asked.aggregate, normalize=normalize,
+            seed=asked.seed, progress=advance,
         )  # fmt: skip
 
 

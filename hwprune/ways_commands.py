@@ -33,8 +33,6 @@ from hwprune.options import (
 )
 from hwprune.shown import print_json, shown_progress
 
-__all__ = ["app"]
-
 
 @app.command("mask")
 def mask_command(
