@@ -72,6 +72,18 @@ def fashion_mnist(document: Document) -> list[str]:
     return lines
 
 
+def lite0_accuracy(document: Document) -> list[str]:
+    """Per cent of held-out photos whose class stays the dense network's, by method and budget."""
+    found = {(r["method"], r["budget"]): r["top1_agreement"] for r in document["rows"]}
+    budgets = sorted({budget for _, budget in found}, reverse=True)
+    lines = _head("method", *(f"{100 * b:.0f} % of MACs" for b in budgets))
+    methods = dict.fromkeys(method for method, _ in found)
+    for method in sorted(methods, key=lambda m: -found.get((m, budgets[-1]), 0.0)):
+        shares = (found.get((method, b)) for b in budgets)
+        lines.append(_row(method, *("-" if x is None else f"{100 * x:.0f}" for x in shares)))
+    return lines
+
+
 def allocation(document: Document) -> list[str]:
     """Importance kept (per cent of the dense network's) at the same exactly priced latency."""
     methods = list(dict.fromkeys(r["method"] for r in document["rows"] if "importance_share" in r))
@@ -107,6 +119,7 @@ TABLES: dict[str, Callable[[Document], list[str]]] = {
     "host_latency": host_latency,
     "dense_networks": dense_networks,
     "fashion_mnist": fashion_mnist,
+    "lite0_accuracy": lite0_accuracy,
     "allocation": allocation,
     "analysis_time": analysis_time,
 }
