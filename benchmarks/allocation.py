@@ -20,8 +20,8 @@ from benchmarks import common
 from benchmarks.baselines import METHODS, widest
 from hwprune.allocate import allocate
 from hwprune.budget import LATENCY
+from hwprune.cost import Cost
 from hwprune.errors import HwpruneError
-from hwprune.price import Cost
 from hwprune.problem import Problem
 
 MODELS = ("efficientnet_lite0", "resnet18", "resnet50", "mobilenet_v2")

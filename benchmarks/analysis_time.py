@@ -99,11 +99,12 @@ def _hwprune(module: Any, x: Any) -> Stages:
     from hwprune.allocate import allocate
     from hwprune.budget import MACS
     from hwprune.capture import capture, fingerprint, specialize
+    from hwprune.cost import full_widths
+    from hwprune.counted import macs_costs
     from hwprune.couple import couple
     from hwprune.errors import BudgetError
     from hwprune.lower import fold_batch_norm, fuse
     from hwprune.plan import Plan
-    from hwprune.price import full_widths, macs_costs
     from hwprune.rewrite import rewrite
     from hwprune.score import score
     from hwprune.target import load_target

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from hwprune.price import Cost
+from hwprune.cost import Cost
 from hwprune.problem import Problem
 
 Widths = dict[str, int]

@@ -16,10 +16,10 @@ from torch import Tensor
 from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import Program
+from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.latency import Outcome, Timing, network_costs
 from hwprune.prepare import Prepared
-from hwprune.price import Cost
 from hwprune.recover import fidelity
 from hwprune.verify import Certificate
 

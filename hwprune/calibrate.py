@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from hwprune.cost import Cost
 from hwprune.errors import TableError
-from hwprune.price import Cost
 from hwprune.table import LatencyTable
 
 RATIO_BOUNDS = (0.5, 3.0)  # a kernel's ratio outside these is a disturbed measurement

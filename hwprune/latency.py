@@ -24,11 +24,12 @@ from hwprune.calibrate import (
     save_calibration,
 )
 from hwprune.capture import Program, fingerprint
+from hwprune.cost import Cost
 from hwprune.deploy import Artifact
 from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table
-from hwprune.price import Cost, Sources, count_sources, latency_costs
+from hwprune.price import Sources, count_sources, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
 from hwprune.reach import check_latency

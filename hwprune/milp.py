@@ -18,8 +18,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from hwprune.cost import Cost
 from hwprune.coupling import Extent
-from hwprune.price import Cost
 from hwprune.problem import Problem
 
 

@@ -16,26 +16,23 @@ import torch
 from torch import Tensor
 
 from hwprune.account import Facts, account
+from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.budget import MACS, PARAMS
 from hwprune.build import Build, build
-from hwprune.capture import Program, fingerprint
+from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
-from hwprune.latency import Outcome, interleaved, search
-from hwprune.macs import macs as count_macs
+from hwprune.latency import interleaved, search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
-from hwprune.problem import Allocation
 from hwprune.progress import Advance, Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
-from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
@@ -235,7 +232,7 @@ def _stages(
             break
         if plan is not None:
             with clock.stage("rewrite"):
-                done.append(Searched(prepared, {}, _apply(plan, request.source, prepared)))
+                done.append(Searched(prepared, {}, apply_plan(plan, request.source, prepared)))
             continue
         with clock.stage("score") as advance:
             scores = scorer(start, prepared.coupling, advance)
@@ -253,18 +250,6 @@ def _weak_units(request: Request, scorer: Scorer, prepared: Prepared, advance: A
         return {}
     strengths = scorer.strengths(prepared.program, prepared.coupling, advance)
     return weak_units(strengths, prepared.coupling, request.threshold)
-
-
-def _apply(plan: Plan, source: str, prepared: Prepared) -> Outcome:
-    """The program that a given plan makes. Raises PlanError if it was made for another model."""
-    plan.check(prepared.coupling, fingerprint(prepared.program), source)
-    program = rewrite(prepared.program, prepared.coupling, plan)
-    widths = plan.widths()
-    predicted = {
-        MACS: float(sum(count_macs(s.workload(widths)) for s in prepared.sites if s.runs(widths))),
-        PARAMS: float(sum(p.numel() for p in program.module.parameters())),
-    }
-    return Outcome(Allocation(plan.kept, 0.0, 0.0, 0.0, 0.0, predicted), plan, program, None)
 
 
 def _finish(

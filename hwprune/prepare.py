@@ -11,12 +11,14 @@ from typing import Any
 
 from hwprune.budget import MACS
 from hwprune.capture import Program, specialize
+from hwprune.cost import Cost
+from hwprune.counted import macs_costs, params_costs
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
-from hwprune.price import Cost, macs_costs, params_costs, required
+from hwprune.price import required
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable
 from hwprune.target import Target

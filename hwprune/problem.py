@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hwprune.price import Cost
+from hwprune.cost import Cost
 
 Costs = Mapping[str, Sequence[Cost]]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hwprune.allocate import Problem, allocate
+from hwprune.cost import Cost
 from hwprune.coupling import Extent
 from hwprune.errors import BudgetError
-from hwprune.price import Cost
 
 
 def chain(groups: int, widths: tuple[int, ...], seed: int = 0):

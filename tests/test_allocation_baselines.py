@@ -13,9 +13,9 @@ from torch import nn
 from benchmarks import allocation, baselines
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.capture import capture
+from hwprune.cost import Cost
 from hwprune.coupling import Extent
 from hwprune.prepare import Prepared, prepare
-from hwprune.price import Cost
 from hwprune.problem import Problem
 from hwprune.score import score
 from hwprune.target import load_target

@@ -17,6 +17,7 @@ import hwprune
 from hwprune.allocate import allocate
 from hwprune.budget import MACS, PARAMS
 from hwprune.capture import capture
+from hwprune.cost import Cost
 from hwprune.couple import couple
 from hwprune.coupling import Coupling, Extent
 from hwprune.errors import BudgetError, CertificateError, ModelError, PlanError
@@ -24,7 +25,6 @@ from hwprune.forms import KNOWN
 from hwprune.macs import macs
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
-from hwprune.price import Cost
 from hwprune.problem import Problem
 from hwprune.program import Program, fingerprint
 from hwprune.result import save_pruned

@@ -10,9 +10,9 @@ from hwprune.calibrate import (
     load_calibration,
     save_calibration,
 )
+from hwprune.cost import Cost
 from hwprune.coupling import Extent
 from hwprune.errors import TableError
-from hwprune.price import Cost
 from hwprune.provenance import Provenance
 from hwprune.table import LatencyTable
 

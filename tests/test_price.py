@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwprune.capture import capture, specialize
+from hwprune.cost import Cost, full_widths
+from hwprune.counted import macs_costs, params_costs
 from hwprune.couple import couple
 from hwprune.coupling import Coupling, Extent
 from hwprune.errors import TableError
@@ -15,17 +17,7 @@ from hwprune.interpolate import multilinear, sparse_points, spread
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.spec import TensorSpec, Workload
 from hwprune.macs import macs
-from hwprune.price import (
-    Cost,
-    count_sources,
-    full_widths,
-    latency_costs,
-    macs_costs,
-    params_costs,
-    predict_us,
-    required,
-    roughness,
-)
+from hwprune.price import count_sources, latency_costs, predict_us, required, roughness
 from hwprune.provenance import Provenance
 from hwprune.table import LatencyTable, Row
 from hwprune.target import load_target

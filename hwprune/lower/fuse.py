@@ -268,11 +268,8 @@ class _Fuser:
         if node.op == "get_attr":
             self.constants[name] = str(node.target)
             return name
-        workload = Workload(
-            "layout",
-            (TensorSpec(shape(node), "float32", native),),
-            TensorSpec(shape(node), "float32", layout),
-        )
+        before, after = (TensorSpec(shape(node), "float32", kind) for kind in (native, layout))
+        workload = Workload("layout", (before,), after)
         self.calls.append(Call(name, workload, (node.name,), (), name, ()))
         return name
 
@@ -281,8 +278,8 @@ class _Fuser:
         call = aten_call(node)
         values = tuple(self._value(n, PLAIN) for n in call.inputs)
         params = tuple(str(p.target) for p in call.params)
-        nodes = tuple(n.name for n in call.nodes)
-        self.calls.append(Call(node.name, call.workload, values, params, node.name, nodes))
+        inside = tuple(n.name for n in call.nodes)
+        self.calls.append(Call(node.name, call.workload, values, params, node.name, inside))
         self._define(node, PLAIN)
 
     def _live_calls(self, outputs: tuple[str, ...]) -> tuple[Call, ...]:

@@ -12,10 +12,10 @@ import numpy as np
 
 from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.cost import Cost
 from hwprune.latency import network_costs, search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared
-from hwprune.price import Cost
 from hwprune.program import fingerprint
 from hwprune.progress import Progress
 
