@@ -33,6 +33,7 @@ from hwprune.errors import HwpruneError
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "accuracy"
 SPEEDUPS, SEEDS = (2.0, 4.0, 1.5), (0, 1, 2)
 QUICK_SYSTEMS = (OURS, TAYLOR, WIDTH)
+KEY = ("model", "system", "seed", "speedup")
 DENSE, PRUNED, TUNED = "dense", "pruned", "tuned"
 
 
@@ -65,22 +66,40 @@ def plan_jobs(
 
 
 def run(bench: Bench, jobs: Sequence[Job], until: str, out: Path | None) -> list[Row]:
-    """Rows of the jobs, after those that the file has; written as they come."""
-    rows: list[Row] = common.rows_of(out)
-    known = [{name: row[name] for name in jobs[0].key} for row in rows] if jobs else []
+    """Rows of the jobs, after those that the file has; written as they come.
+
+    What failed is tried again.
+    """
+    wanted = [job.key for job in jobs]
+    rows = [r for r in common.rows_of(out) if "reason" not in r or _key(r) not in wanted]
+    known = [_key(row) for row in rows]
     for number, job in enumerate(jobs, 1):
-        if until == DENSE:
-            bench.dense(job.network, job.seed)
-        elif job.key not in known:
-            common.console.print(f"{number} of {len(jobs)}: {job.title}")
-            with common.console.status(f"{job.title}: prune and time"):
-                row = job.key | bench.pruned(job)
-            if until == TUNED:
-                rows.append(bench.tuned(job))
-                write(out, rows)
-            else:
-                rows.append(row)
+        if job.key in known:
+            continue
+        common.console.print(f"{number} of {len(jobs)}: {job.title}")
+        try:
+            row = _row(bench, job, until)
+        except HwpruneError as error:
+            row = job.key | {"reason": str(error)}
+        if row is not None:
+            rows.append(row)
+        if until == TUNED:
+            write(out, rows)
     return rows
+
+
+def _row(bench: Bench, job: Job, until: str) -> Row | None:
+    """As far as it goes; None before anything is pruned."""
+    if until == DENSE:
+        bench.dense(job.network, job.seed)
+        return None
+    with common.console.status(f"{job.title}: prune and time"):
+        row = bench.pruned(job)
+    return job.key | row if until == PRUNED else bench.tuned(job)
+
+
+def _key(row: Row) -> Row:
+    return {name: row[name] for name in KEY}
 
 
 def write(out: Path | None, rows: Sequence[Row]) -> None:

@@ -19,7 +19,7 @@ from benchmarks.accuracy_fit import Candidate, Kept, Timed, fit
 from benchmarks.accuracy_subject import Subject, with_gradients
 from examples.fashion_networks import Attention
 from hwprune.capture import capture
-from hwprune.errors import BudgetError
+from hwprune.errors import BudgetError, HwpruneError
 from hwprune.latency import UNDER
 
 NORM, TAYLOR, ISOMORPHIC = "torch-pruning-norm", "torch-pruning-taylor", "torch-pruning-isomorphic"
@@ -67,11 +67,23 @@ def prune(
 ) -> tuple[nn.Module, Kept]:
     """Prune a module in place to about a ratio fewer channels; and the indices that it kept.
 
-    Criteria that need gradients find them on the parameters.
+    Criteria that need gradients find them on the parameters. Raises HwpruneError where
+    Torch-Pruning fails, whatever it raises.
     """
+    shadow = copy.deepcopy(module)
+    try:
+        history = _run(module, image, system, ratio, rounding)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise HwpruneError(f"Torch-Pruning failed: {reason}", where=system) from error
+    module.zero_grad(set_to_none=True)
+    return module, replayed(shadow, image, history)
+
+
+def _run(module: nn.Module, image: Tensor, system: str, ratio: float, rounding: int) -> Any:
+    """Prune in place; the history of the pruner."""
     import torch_pruning
 
-    shadow = copy.deepcopy(module)
     norm = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     attentions = [m for m in module.modules() if isinstance(m, Attention)]
     pruner = torch_pruning.pruner.BasePruner(
@@ -92,8 +104,7 @@ def prune(
         unwrapped_parameters=_unwrapped(module),
     )
     pruner.step()
-    module.zero_grad(set_to_none=True)
-    return module, replayed(shadow, image, pruner.pruning_history())
+    return pruner.pruning_history()
 
 
 def replayed(shadow: nn.Module, image: Tensor, history: Any) -> Kept:

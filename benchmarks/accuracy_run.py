@@ -24,7 +24,7 @@ from benchmarks.fashion_mnist import save_module
 from examples.fashion_mnist import Split
 from hwprune.atomic import write_text
 from hwprune.capture import capture
-from hwprune.errors import HwpruneError
+from hwprune.errors import BudgetError, HwpruneError
 
 MILESTONES = (1, 3, 10)  # epochs of fine-tuning after which a row has an accuracy
 FACTS, PRUNED, RECOVERED, TUNED, SCRATCH = (
@@ -76,7 +76,10 @@ class Bench:
         return self.subjects[key]
 
     def pruned(self, job: Job) -> Row:
-        """What is known of the pruned network before fine-tuning; or why there is none."""
+        """What is known of the pruned network before fine-tuning.
+
+        Where the latency cannot be reached, the reason alone; other errors are raised.
+        """
         home = self._place(job)
         facts = home / FACTS
         if not facts.exists():
@@ -84,7 +87,7 @@ class Bench:
             try:
                 timed = SYSTEMS[job.system](subject, share_of(job.speedup))
                 found = self._keep(subject, timed, home) | {"acc_dense": dense}
-            except HwpruneError as error:
+            except BudgetError as error:
                 found = {"reason": str(error)}
             home.mkdir(parents=True, exist_ok=True)
             write_text(facts, json.dumps(found, allow_nan=False))

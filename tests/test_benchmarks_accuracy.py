@@ -41,6 +41,17 @@ class Wide(nn.Module):
         return self.head(torch.relu(self.hidden(x.flatten(1))))
 
 
+class Flat(nn.Module):
+    """A convolution and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).mean((2, 3)))
+
+
 def wide(width: int) -> Candidate:
     """A candidate whose program is never run: only its parameters are looked at."""
     return Candidate(SimpleNamespace(module=Wide(width)), None, width)  # type: ignore[arg-type]
@@ -257,6 +268,32 @@ def _only_loads(function):
         return function(module, data, config, checkpoint, title, **options)
 
     return loads
+
+
+def test_what_failed_is_in_the_rows_and_is_tried_again(tmp_path):
+    class Fails:
+        def pruned(self, job):
+            return {}
+
+        def tuned(self, job):
+            raise HwpruneError("the loss was nan")
+
+    class Works(Fails):
+        def tuned(self, job):
+            return row("resnet20", OURS, 0, 2.0, 90.0)
+
+    jobs, out = accuracy.plan_jobs(FULL[:1], (OURS,), (0,), (2.0,)), tmp_path / "rows.json"
+    accuracy.run(Fails(), jobs, accuracy.TUNED, out)
+    assert common.rows_of(out) == [jobs[0].key | {"reason": "the loss was nan"}]
+    accuracy.run(Works(), jobs, accuracy.TUNED, out)
+    assert common.rows_of(out) == [row("resnet20", OURS, 0, 2.0, 90.0)]
+
+
+def test_torch_pruning_failing_is_said(monkeypatch):
+    torch_pruning = pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(torch_pruning.pruner.BasePruner, "step", lambda self: 1 / 0)
+    with pytest.raises(HwpruneError, match=r"norm: Torch-Pruning failed: ZeroDivisionError"):
+        prune(Flat(), IMAGE, NORM, 0.5, 1)
 
 
 def test_rows_that_the_file_has_are_not_made_again(tmp_path, monkeypatch):
