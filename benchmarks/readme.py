@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from benchmarks.accuracy_summary import summarise
 from hwprune.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,11 +116,27 @@ def analysis_time(document: Document) -> list[str]:
     return lines
 
 
+def accuracy(document: Document) -> list[str]:
+    """Per cent right of the test images, mean and deviation over seeds, by system and speed-up."""
+    stages = ("dense", "pruned", "recovered", "1", "3", "10")
+    lines = _head("network", "system", "speed-up", "measured", *stages, "µs", "M MACs", "M params")
+    for (model, speedup, system), found in summarise(document["rows"]).items():
+        given = [found.values[f"acc_{stage}"] for stage in stages]
+        cells = ["-" if v is None else f"{v.mean:.2f} ± {v.deviation:.2f}" for v in given]
+        sizes = ((found.mean(n), d) for n, d in (("latency_us", 1), ("macs", 1e6), ("params", 1e6)))
+        amounts = ["-" if x is None else f"{x / divisor:.3g}" for x, divisor in sizes]
+        measured = found.mean("speedup_measured")
+        reached = "-" if measured is None else f"{measured:.2f}x"
+        lines.append(_row(model, system, f"{speedup:g}x", reached, *cells, *amounts))
+    return lines
+
+
 TABLES: dict[str, Callable[[Document], list[str]]] = {
     "host_latency": host_latency,
     "dense_networks": dense_networks,
     "fashion_mnist": fashion_mnist,
     "lite0_accuracy": lite0_accuracy,
+    "accuracy": accuracy,
     "allocation": allocation,
     "analysis_time": analysis_time,
 }

@@ -110,13 +110,17 @@ class _Residual(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Three stages of residual blocks (28 -> 14 -> 7 -> 4 pixels), 1x28x28 in, 10 logits out."""
+    """Stages of residual blocks, each at half the pixels of the last, 1x28x28 in, 10 logits out.
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 2) -> None:
+    `stride` is the stem's: with 2, three stages have 14, 7 and 4 pixels a side.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 2, stride: int = 2
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
+        stem = nn.Conv2d(1, widths[0], 3, stride, 1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(widths[0]), nn.ReLU())
         stages: list[nn.Module] = []
         before = widths[0]
         for stage, width in enumerate(widths):

@@ -37,4 +37,4 @@ class Average:
         assert isinstance(tensors, Mapping)
         self.count = int(state["count"])  # type: ignore[call-overload]
         held: Mapping[str, Tensor] = tensors
-        self.tensors = {n: t.clone() for n, t in held.items()}
+        self.tensors = {n: t.to(self.tensors[n].device, copy=True) for n, t in held.items()}

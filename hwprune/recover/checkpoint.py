@@ -35,7 +35,7 @@ def read_checkpoint(
     Raises HwpruneError for a damaged file or other settings.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = dict(defaults) | state["config"]
         held = {"module", "optimizer", "losses"} <= state.keys()
     except Exception as error:  # a damaged file makes torch raise almost anything
