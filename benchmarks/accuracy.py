@@ -93,9 +93,7 @@ def _row(bench: Bench, job: Job, until: str) -> Row | None:
     if until == DENSE:
         bench.dense(job.network, job.seed)
         return None
-    with common.console.status(f"{job.title}: prune and time"):
-        row = bench.pruned(job)
-    return job.key | row if until == PRUNED else bench.tuned(job)
+    return job.key | bench.pruned(job) if until == PRUNED else bench.tuned(job)
 
 
 def _key(row: Row) -> Row:

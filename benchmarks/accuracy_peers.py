@@ -47,8 +47,8 @@ def torch_pruning(subject: Subject, system: str, share: float) -> Timed:
 
 
 def _roundings(lanes: int) -> list[int]:
-    """The vector width and its halves, down to single channels."""
-    return [lanes >> i for i in range(lanes.bit_length())]
+    """The vector width, a quarter of it, and single channels."""
+    return [lanes, max(2, lanes // 4), 1]
 
 
 def _maker(subject: Subject, system: str, rounding: int) -> Callable[[float], Candidate]:

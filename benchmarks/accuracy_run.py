@@ -20,6 +20,7 @@ from benchmarks.accuracy_networks import Network
 from benchmarks.accuracy_subject import Subject, parameters
 from benchmarks.accuracy_systems import SYSTEMS, recovered, share_of
 from benchmarks.accuracy_train import accuracy, train
+from benchmarks.common import console
 from benchmarks.fashion_mnist import save_module
 from examples.fashion_mnist import Split
 from hwprune.atomic import write_text
@@ -84,11 +85,12 @@ class Bench:
         facts = home / FACTS
         if not facts.exists():
             subject, dense = self.dense(job.network, job.seed)
-            try:
-                timed = SYSTEMS[job.system](subject, share_of(job.speedup))
-                found = self._keep(subject, timed, home) | {"acc_dense": dense}
-            except BudgetError as error:
-                found = {"reason": str(error)}
+            with console.status(f"{job.title}: prune and time"):
+                try:
+                    timed = SYSTEMS[job.system](subject, share_of(job.speedup))
+                    found = self._keep(subject, timed, home) | {"acc_dense": dense}
+                except BudgetError as error:
+                    found = {"reason": str(error)}
             home.mkdir(parents=True, exist_ok=True)
             write_text(facts, json.dumps(found, allow_nan=False))
         return dict(json.loads(facts.read_text()))

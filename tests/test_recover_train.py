@@ -58,6 +58,22 @@ def test_resumed_training_is_bit_exact(tmp_path, optimizer):
     assert [f.name for f in checkpoint.parent.iterdir()] == ["net.pt"]
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_checkpoint_of_another_device_is_read_where_there_is_none(tmp_path, monkeypatch, ema):
+    """Tensors that say they were written on a GPU; its training goes on, bit for bit."""
+    config = TrainConfig(epochs=2, lr=0.02, ema=ema)
+    whole, checkpoint = make_net(), tmp_path / "net.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        finetune(whole, loader(), 6, config, checkpoint=checkpoint)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(checkpoint, weights_only=True)
+    again = make_net()
+    assert len(finetune(again, loader(), 6, config, checkpoint=checkpoint).losses) == 2
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_the_callers_random_state_is_untouched():
     torch.manual_seed(11)
     want = torch.rand(3)
