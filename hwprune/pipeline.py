@@ -156,13 +156,16 @@ def compile_pruned(
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
-    if timing is None:
-        with clock.stage("compile dense"):
-            dense = build(result.dense, result.target, threads)
-    else:
-        dense = timing.dense
-    with clock.stage("measure"):
-        _final_latency(result.report, dense, final)
+    result.report["max_rel_error_compiled"] = final.max_rel_error
+    result.report["ran_on"] = final.checked_by
+    if final.artifact.loaded:
+        if timing is None:
+            with clock.stage("compile dense"):
+                dense = build(result.dense, result.target, threads)
+        else:
+            dense = timing.dense
+        with clock.stage("measure"):
+            _final_latency(result.report, dense, final)
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -288,7 +291,6 @@ def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
     report["dense"]["latency_us"] = pair.dense_us
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio
-    report["max_rel_error_compiled"] = pruned.max_rel_error
     if "predicted_us" in report["pruned"]:
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         report["prediction_error"] = share / pair.ratio - 1
