@@ -27,9 +27,10 @@ _VECTOR = r"\b[qdvsbh]\d+\b"
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions of an innermost loop."""
+    """The instructions of an innermost loop; `framed` where x29 points to the stack in it."""
 
     lines: tuple[str, ...]
+    framed: bool = False
 
     def having(self, pattern: str) -> tuple[str, ...]:
         """The instructions that match."""
@@ -48,9 +49,10 @@ class Loop:
     @property
     def spills(self) -> tuple[str, ...]:
         """Loads and stores of vector registers on the stack."""
+        stack = "sp|x29" if self.framed else "sp"
         return tuple(
             line
-            for line in self.having(r"^(ld|st)\w*\s.*\[(sp|x29)\b")
+            for line in self.having(rf"^(ld|st)\w*\s.*\[({stack})\b")
             if re.search(_VECTOR, line.split("[")[0])
         )
 
@@ -73,9 +75,10 @@ def innermost_loops(assembly: str) -> list[Loop]:
             for i, line in enumerate(function)
             if (m := _JUMP.match(line)) and labels.get(m[1], i + 1) <= i
         ]
+        framed = any(re.match(r"(mov|add)\s+x29, sp\b", line) for line in function)
         for start, end in spans:
             if not any(s != (start, end) and start <= s[0] and s[1] <= end for s in spans):
-                found.append(Loop(tuple(function[start : end + 1])))
+                found.append(Loop(tuple(function[start : end + 1]), framed))
     return found
 
 
