@@ -156,14 +156,16 @@ def compile_pruned(
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
-    if timing is None:
-        with clock.stage("compile dense"):
-            dense = build(result.dense, result.target, threads)
-    else:
-        dense = timing.dense
-    with clock.stage("measure"):
-        add_latency(result.report, interleaved(dense.artifact, final.artifact))
-        result.report["max_rel_error_compiled"] = final.max_rel_error
+    result.report["max_rel_error_compiled"] = final.max_rel_error
+    result.report["ran_on"] = final.checked_by
+    if final.artifact.loaded:
+        if timing is None:
+            with clock.stage("compile dense"):
+                dense = build(result.dense, result.target, threads)
+        else:
+            dense = timing.dense
+        with clock.stage("measure"):
+            add_latency(result.report, interleaved(dense.artifact, final.artifact))
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact

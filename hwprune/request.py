@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
-from hwprune.build import check_compiler
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.llvm_target import check_llvm
 from hwprune.plan import Plan
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
+from hwprune.toolchain import linker
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def read_request(
         raise BudgetError(
             "no budget given", hint="pass latency, macs, params or threshold; or a plan"
         )
-    chosen = read_target(target, threads, compiles=compiles or LATENCY in budgets)
+    timed = LATENCY in budgets
+    chosen = read_target(target, threads, measures=timed, compiles=compiles or timed)
     if isinstance(plan, str | Path):
         return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
     return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
@@ -69,8 +71,10 @@ def read_target(
     target = load_target(name)
     if threads < 1:
         raise HwpruneError(f"{threads} threads", where="threads", hint="at least 1")
-    if measures or compiles:
+    if measures:
         check_runnable(target)
     if compiles:
-        check_compiler()
+        linker(target)
+    if measures or compiles:
+        check_llvm(target)
     return target
