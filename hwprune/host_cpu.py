@@ -51,6 +51,8 @@ ARM_FEATURES: dict[str, str] = {
     "asimd": "neon",
     "asimddp": "dotprod",
     "asimdhp": "fullfp16",
+    "asimdrdm": "rdm",
+    "atomics": "lse",
     "i8mm": "i8mm",
     "bf16": "bf16",
     "sve": "sve",

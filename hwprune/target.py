@@ -38,6 +38,25 @@ class Energy:
 
 
 @dataclass(frozen=True)
+class Core:
+    """What one core starts in a cycle: what a latency model and the choice of tiles need.
+
+    `fma_per_cycle` and `loads_per_cycle` count whole vector registers (`isa.vector_bits`);
+    `fma_latency_cycles` is from one multiply-add to the next that adds to its result.
+    `lane_operand`: a multiply-add takes one lane of a register, so that a broadcast is free.
+    `mca_cpu` is the CPU by whose model LLVM's machine-code analyser knows the core, "" if by none.
+    """
+
+    fma_per_cycle: float
+    fma_latency_cycles: float
+    loads_per_cycle: float
+    issue_width: int
+    in_order: bool
+    lane_operand: bool = False
+    mca_cpu: str = ""
+
+
+@dataclass(frozen=True)
 class Target:
     """A device. Sizes in bytes, rates per second, clocks in Hz; None where unknown."""
 
@@ -57,6 +76,9 @@ class Target:
     sram_bytes: int | None = None
     flash_bytes: int | None = None
     energy: Energy | None = None
+    core: Core | None = None
+    board: tuple[str, ...] = ()  # what to know about the board, for people
+    sources: tuple[str, ...] = ()  # where the numbers come from
     channel_alignment: int = 1  # widths worth trying are multiples of this
     toolchain: str = ""
     runner: str = "local"
@@ -176,6 +198,9 @@ def _build(raw: Mapping[str, Any]) -> Target:
         sram_bytes=memory.get("sram_bytes"),
         flash_bytes=memory.get("flash_bytes"),
         energy=Energy(**energy) if energy else None,
+        core=Core(**raw["core"]) if "core" in raw else None,
+        board=tuple(raw.get("board", ())),
+        sources=tuple(raw.get("sources", ())),
         channel_alignment=raw.get("alignment", {}).get("channels", 1),
         toolchain=raw.get("toolchain", {}).get("compiler", ""),
         runner=raw.get("runner", {}).get("kind", "local"),

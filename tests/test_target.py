@@ -5,7 +5,14 @@ import pytest
 from hwprune import target as target_module
 from hwprune.errors import TargetError
 from hwprune.host_cpu import CpuFacts, features, read_cpu, vector_unit
-from hwprune.target import check_runnable, host_attributes, list_targets, load_file, load_target
+from hwprune.target import (
+    check_runnable,
+    host_attributes,
+    list_targets,
+    load_file,
+    load_target,
+    required_isa,
+)
 from hwprune.target_schema import TABLES, TOP
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +40,34 @@ def test_shipped_targets_load() -> None:
     assert set(v3.isa) < set(v4.isa)
     assert v4.tvm_target["mcpu"] == "x86-64-v4"
     assert (v3.channel_alignment, v4.channel_alignment) == (8, 16)
+
+
+ARM = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1")
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_arm_targets_are_whole(name: str) -> None:
+    target = load_target(name)
+    assert (target.lanes, target.vector_registers, target.runner) == (4, 32, "rpc")
+    assert target.core is not None
+    assert target.core.lane_operand
+    assert target.core.in_order == (name in ("cortex-a53", "cortex-a55"))
+    assert target.l1d_bytes
+    assert target.clock_hz
+    assert target.memory_bytes_per_s
+    assert target.sources
+    assert target.board
+    assert set(required_isa(target)) == set(target.isa)  # nothing that LLVM would add is unsaid
+
+
+def test_template_is_a_target(tmp_path: Path) -> None:
+    text = (ROOT / "docs/target-template.toml").read_text()
+    target = load_file(write(tmp_path, text, "my-board"))
+    assert target.core is not None
+    assert target.core.mca_cpu == "cortex-a72"
+    named = {line.lstrip("# ").split(" = ")[0] for line in text.splitlines() if " = " in line}
+    known = {key for table in TABLES.values() for key in table} - {"sram_bytes", "flash_bytes"}
+    assert known - {"arch"} <= named  # the template shows every key that an Arm board may have
 
 
 def test_host_is_detected_and_runnable() -> None:
