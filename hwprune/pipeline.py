@@ -30,6 +30,8 @@ from hwprune.latency import interleaved, search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.remote.address import Boards
+from hwprune.remote.measure import open_boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
@@ -194,21 +196,38 @@ def profile(
     group_norm: str = AUTO,
     branches: bool = False,
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
-    """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
+    """Fill the target's latency table for this model's kernels; resumes where it was stopped.
+
+    `boards` to measure on (`hwprune.remote.address.read_boards`); None is this machine.
+    """
     forms = Forms(attention, grouped, group_norm, branches).checked()
     clock = Clock(progress or Silent())
-    chosen = read_target(target, threads, measures=True)
+    chosen = read_target(target, threads, measures=boards is None)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
+    if boards is not None:
+        return _profile_boards(prepared, boards, clock)
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
+
+
+def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> ProfileResult:
+    with open_boards(boards, prepared.target, prepared.threads) as found:
+        with clock.stage("measure kernels") as advance:
+            done = measure_kernels(prepared, found.table, advance, found)
+        failed = tuple(w.op for w in done.failed)
+        return ProfileResult(
+            done.measured, done.reused, failed, done.seconds, str(found.table.path),
+            found.facts.brief, tuple(found.warnings),
+        )  # fmt: skip
 
 
 def _stages(

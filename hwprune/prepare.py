@@ -20,6 +20,7 @@ from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
 from hwprune.price import required
 from hwprune.provenance import provenance_of
+from hwprune.remote.measure import BoardTable, measure_on
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.workload import Site, sites, width_candidates
@@ -81,10 +82,15 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
 
 
 def measure_kernels(
-    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
+    prepared: Prepared,
+    table: LatencyTable,
+    advance: Callable[[int, int], None],
+    boards: BoardTable | None = None,
 ) -> Measured:
-    """Fill the table with the kernels that pricing this network needs."""
+    """Fill the table with the kernels that pricing this network needs, here or on boards."""
     needed = required(prepared.sites, prepared.candidates)
+    if boards is not None:
+        return measure_on(boards, needed, advance)
     return measure(needed, prepared.target, prepared.threads, table, progress=advance)
 
 

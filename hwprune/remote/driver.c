@@ -112,13 +112,15 @@ EXPORT int __tvm_ffi_hwprune_guard(void *self, const TVMFFIAny *args, int32_t co
   return 0;
 }
 
-/* Keep this thread on one core. */
+/* Keep this thread, and those that it starts from now on, on the cores of a mask. */
 EXPORT int __tvm_ffi_hwprune_pin(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result) {
   (void)self;
-  if (count != 1) FAIL("TypeError", "hwprune_pin(core)");
+  if (count != 1) FAIL("TypeError", "hwprune_pin(mask)");
   cpu_set_t set;
   CPU_ZERO(&set);
-  CPU_SET((int)args[0].v_int64, &set);
+  for (int i = 0; i < 63; ++i)
+    if (args[0].v_int64 >> i & 1) CPU_SET(i, &set);
+  setenv("TVM_BIND_THREADS", "0", 1); /* or TVM spreads them over others */
   give(result, sched_setaffinity(0, sizeof set, &set));
   return 0;
 }

@@ -1,8 +1,8 @@
 """What a board's driver is told of the kernels that it is to launch.
 
-In: kernels of one library. Out: a `LaunchPlan`, the integers that `driver.c` reads, and the memory that
-it will take. As on this machine, big values share two buffers, and the weights of a kernel exist
-several times where they would otherwise stay in the near caches.
+In: kernels of one library. Out: a `LaunchPlan`, the integers that `driver.c` reads, and the memory
+that it will take. As on this machine, big values share two buffers, and the weights of a kernel
+exist several times where they would otherwise stay in the near caches.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import Pipe
 from typing import Any
@@ -81,7 +82,8 @@ class BoardProcess:
                 if not self._connection.poll(SLICE_S):
                     if time.monotonic() > deadline or self.stopped:
                         raise self._late(step, seconds)
-                    interrupt.check()
+                    if threading.current_thread() is threading.main_thread():
+                        interrupt.check()
                     continue
                 kind, *rest = self._connection.recv()
             except (EOFError, OSError):
@@ -98,4 +100,6 @@ class BoardProcess:
     def _late(self, step: Step, seconds: float) -> BoardLostError:
         self.kill()
         what = step if isinstance(step, str) else f"run a {step[0]}"
-        return BoardLostError(f"took more than {seconds:.0f} s to {what}", where=self.name, step=step)
+        return BoardLostError(
+            f"took more than {seconds:.0f} s to {what}", where=self.name, step=step
+        )

@@ -8,6 +8,7 @@ number of `("step", what, seconds)`, each saying what comes next and how long it
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -88,13 +89,10 @@ class Session:
         """Everything that is read of the board."""
         return {"cores": self.cores, "files": self.texts | self.state()}
 
-    def pin(self, core: int, threads: int) -> None:
-        """One thread stays on one core; TVM spreads more of them over the fastest."""
-        if threads == 1:
-            self.driver["hwprune_pin"](core)
-        self.remote.get_function("runtime.config_threadpool")(1, threads)
-        if threads == 1:
-            self.driver["hwprune_pin"](core)
+    def pin(self, cores: Any) -> None:
+        """Keep the board's threads on some cores, as many threads as these are."""
+        self.driver["hwprune_pin"](sum(1 << core for core in cores))
+        self.remote.get_function("runtime.config_threadpool")(1, len(cores))
 
     def open_kernels(self, job: Mapping[str, Any]) -> None:
         """Upload kernels and lay out what they read and write, as the plan says."""
@@ -155,11 +153,12 @@ class Worker:
     def close(self) -> None:
         """End the session: the board is free."""
         self.session = None
+        gc.collect()
 
     def time_kernels(self, **job: Any) -> dict[str, Any]:
         """Time kernels in turn: `times` (rounds, kernels) in us; or `failed` and its `reason`."""
         session = self._session()
-        session.pin(job["core"], job["threads"])
+        session.pin(job["cores"])
         session.open_kernels(job)
         count, seconds = job["count"], job["kernel_s"]
         alone_us = []
@@ -185,7 +184,7 @@ class Worker:
     def time_networks(self, **job: Any) -> dict[str, Any]:
         """Outputs of networks, and seconds of their inferences, timed in turn: [round][network]."""
         session = self._session()
-        session.pin(job["core"], job["threads"])
+        session.pin(job["cores"])
         runners, outputs = [], []
         for number, (library, inputs) in enumerate(job["networks"]):
             self.tell("upload a network", job["transfer_s"])
@@ -265,7 +264,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"  # a third of the time to load
     sys.modules["torch"] = None  # type: ignore[assignment]
-    import tvm.rpc  # noqa: F401
+    import tvm.rpc
 
     connection = Connection(int(sys.argv[1]))
     worker = Worker(connection)
