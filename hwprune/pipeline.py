@@ -18,6 +18,7 @@ from torch import Tensor
 from hwprune.account import Facts, account
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
+from hwprune.bench import Final, Network, final_pair
 from hwprune.build import Build, build
 from hwprune.capture import Program
 from hwprune.couple import couple
@@ -26,7 +27,7 @@ from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
-from hwprune.latency import interleaved, search
+from hwprune.latency import search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
@@ -74,6 +75,7 @@ def prune(
     calibrate: Tensor | Sequence[Tensor] | None = None,
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> PruneResult:
@@ -100,16 +102,21 @@ def prune(
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
             a function takes the pruned Program and returns the recovered one.
         calibrate: unlabelled inputs, (N, …).
+        boards: measure latencies on them (`hwprune.remote.address.read_boards`), not here.
 
     Raises a HwpruneError subclass for everything that a user can cause.
     """
     clock = Clock(progress or Silent())
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
-        threshold=threshold,
+        threshold=threshold, boards=boards,
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
+    if boards is not None and len(forms) > 1:
+        raise HwpruneError(
+            "two stages are not measured on boards", where="attention", hint="heads or head_dim"
+        )
     scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
     if plan is None:
         scorer.check(calibrate is not None)
@@ -147,6 +154,7 @@ def compile_pruned(
     out: str | PathLike[str],
     target: str = "host",
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
@@ -154,7 +162,9 @@ def compile_pruned(
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
-    result = prune(model, inputs, target=target, threads=threads, progress=clock, **options)
+    result = prune(
+        model, inputs, target=target, threads=threads, boards=boards, progress=clock, **options
+    )
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
@@ -164,7 +174,9 @@ def compile_pruned(
     else:
         dense = timing.dense
     with clock.stage("measure"):
-        _final_latency(result.report, dense, final)
+        networks = Network(dense, result.dense), Network(final, result.program)
+        found = final_pair(boards, *networks, result.target)
+        _final_latency(result.report, found, final)
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -258,7 +270,11 @@ def _stages(
             weak = _weak_units(request, scorer, prepared, advance)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
+        done.append(
+            Searched(
+                prepared, scores, search(prepared, scores, budgets, clock, weak, request.boards)
+            )
+        )
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done
@@ -302,8 +318,10 @@ def _finish(
     )  # fmt: skip
 
 
-def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
-    pair = interleaved(dense.artifact, pruned.artifact)
+def _final_latency(report: dict[str, Any], found: Final, pruned: Build) -> None:
+    pair = found.pair
+    if found.board:
+        report["board"], report["warnings"] = found.board, list(found.warnings)
     report["dense"]["latency_us"] = pair.dense_us
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio

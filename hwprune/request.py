@@ -10,6 +10,7 @@ from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.build import check_compiler
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.plan import Plan
+from hwprune.remote.address import Boards
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
 
@@ -24,6 +25,7 @@ class Request:
     plan: Plan | None = None
     source: str = ""
     threshold: float | None = None
+    boards: Boards | None = None
 
 
 def read_request(
@@ -35,9 +37,12 @@ def read_request(
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
     threshold: float | None = None,
+    boards: Boards | None = None,
     compiles: bool = False,
 ) -> Request:
     """Read what `prune` is given; `compiles` says that the result is compiled here as well.
+
+    A latency is measured on `boards`, or here where they are None.
 
     Raises HwpruneError where it is malformed, contradictory, or this machine cannot do it.
     """
@@ -53,10 +58,15 @@ def read_request(
         raise BudgetError(
             "no budget given", hint="pass latency, macs, params or threshold; or a plan"
         )
-    chosen = read_target(target, threads, compiles=compiles or LATENCY in budgets)
+    if boards is not None and LATENCY not in budgets and not compiles:
+        raise HwpruneError("there is no latency to measure", where="boards", hint="leave them out")
+    timed = LATENCY in budgets and boards is None
+    compiles = compiles or LATENCY in budgets
+    chosen = read_target(target, threads, measures=timed, compiles=compiles)
     if isinstance(plan, str | Path):
-        return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
-    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
+        return Request(chosen, threads, budgets, Plan.load(plan), str(plan), None, boards)
+    source = "given by the caller" if plan else ""
+    return Request(chosen, threads, budgets, plan, source, floor, boards)
 
 
 def read_target(

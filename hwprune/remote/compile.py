@@ -52,7 +52,8 @@ def build_driver(target: Target, directory: Path) -> Path:
     includes = {libinfo.find_include_path(), libinfo.find_dlpack_include_path()}
     command = [
         compiler(target), "-x", "c", "-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden",
-        *(f"-I{path}" for path in sorted(includes)), str(DRIVER), "-o", str(output), "-ldl",
+        *(f"-I{path}" for path in sorted(includes)), str(DRIVER), "-o", str(output),
+        "-pthread", "-ldl",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

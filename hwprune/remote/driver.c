@@ -3,17 +3,22 @@
  * A library of its own beside the compiled kernels: it allocates what they read and write, launches
  * them in turn and reads the board's clock around each launch, so that nothing of the network between
  * the machines is measured. It also reads small files (/proc, /sys) and ends a session whose kernel
- * crashes or hangs with status 0: TVM's server goes on after that, but not after a child that failed.
+ * crashes or hangs, or whose client is gone, with status 0: TVM's server goes on after that, but is
+ * mute after a child that failed.
  *
  * Every function follows TVM's calling convention; tensors are dense and lie on the CPU.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <tvm/ffi/c_api.h>
 #include <unistd.h>
@@ -75,6 +80,44 @@ static void watch(void) {
   action.sa_flags = SA_ONSTACK;
   sigaltstack(&other, NULL);
   for (size_t i = 0; i < sizeof signals / sizeof *signals; ++i) sigaction(signals[i], &action, NULL);
+}
+
+static int port_of(int file) {
+  struct sockaddr_storage name;
+  socklen_t size = sizeof name;
+  if (getsockname(file, (struct sockaddr *)&name, &size)) return -1;
+  if (name.ss_family == AF_INET) return ((struct sockaddr_in *)&name)->sin_port;
+  return name.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&name)->sin6_port : -1;
+}
+
+/* Waits until the other end of a connection is closed. */
+static void *follow(void *argument) {
+  struct pollfd file = {.fd = (int)(intptr_t)argument, .events = POLLRDHUP};
+  while (poll(&file, 1, -1) <= 0 || !(file.revents & (POLLRDHUP | POLLHUP | POLLERR))) continue;
+  _exit(0);
+}
+
+/* End the session when its client is gone: its connection is to the port that the server listens on
+ * (another one may be to a tracker). */
+EXPORT int __tvm_ffi_hwprune_follow(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result) {
+  (void)self, (void)args, (void)count;
+  enum { FILES = 256 };
+  int listening = -2, followed = 0;
+  watch();
+  for (int file = 0; file < FILES; ++file) {
+    int yes = 0;
+    socklen_t size = sizeof yes;
+    if (!getsockopt(file, SOL_SOCKET, SO_ACCEPTCONN, &yes, &size) && yes) listening = port_of(file);
+  }
+  for (int file = 0; file < FILES; ++file) {
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof peer;
+    pthread_t thread;
+    if (port_of(file) != listening || getpeername(file, (struct sockaddr *)&peer, &size)) continue;
+    followed += !pthread_create(&thread, NULL, follow, (void *)(intptr_t)file);
+  }
+  give(result, followed);
+  return 0;
 }
 
 /* Files, their names separated by newlines, into `out`: (length, content), length -1 if unreadable. */

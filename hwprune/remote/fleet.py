@@ -134,7 +134,7 @@ class Fleet:
         """Let all boards go; what they are still at is given up."""
         self._stopped.set()
         for process in self._processes:
-            process.stopped = True
+            process.stop()
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:

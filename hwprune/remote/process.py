@@ -7,6 +7,7 @@ take; one that is late is killed. Raises `BoardLostError` where the board or its
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from hwprune.errors import HwpruneError
 
 START_S = 120.0  # to import TVM on a loaded machine
 SLICE_S = 0.2
+GRACE_S = 3.0  # a client that goes while a session begins takes TVM's server with it
 Step = str | tuple[str, int]
 
 
@@ -41,7 +43,7 @@ class BoardProcess:
         self.name = name
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
-        self.stopped = False
+        self._stop_by = math.inf
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """The result of an operation of `worker.Worker`. Raises BoardLostError."""
@@ -53,6 +55,10 @@ class BoardProcess:
             self.kill()
             raise BoardLostError("its process ended", where=self.name, step=operation) from None
         return self._answer(operation, START_S)
+
+    def stop(self) -> None:
+        """From another thread: what goes on is given up in `GRACE_S` seconds."""
+        self._stop_by = time.monotonic() + GRACE_S
 
     def kill(self) -> None:
         """End the process, at once."""
@@ -80,7 +86,7 @@ class BoardProcess:
         while True:
             try:
                 if not self._connection.poll(SLICE_S):
-                    if time.monotonic() > deadline or self.stopped:
+                    if time.monotonic() > min(deadline, self._stop_by):
                         raise self._late(step, seconds)
                     if threading.current_thread() is threading.main_thread():
                         interrupt.check()

@@ -51,6 +51,7 @@ class Session:
         self.device = self.remote.cpu(0)
         tell("load the driver", connect["transfer_s"])
         self.driver = self.load(connect["driver"], DRIVER)
+        self.driver["hwprune_follow"]()
         tell("read the board", connect["connect_s"])
         mask = int(self.driver["hwprune_cores"]())
         self.cores = [i for i in range(63) if mask >> i & 1]
