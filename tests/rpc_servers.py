@@ -36,12 +36,12 @@ class Process:
 
 @contextmanager
 def start(
-    folder: Path, what: str, *options: str, packages: Path | None = None
+    folder: Path, what: str, *options: str, packages: Path | None = None, threads: int = 2
 ) -> Iterator[Process]:
     """`rpc_server` or `rpc_tracker`, once it listens; its group is ended with the block."""
     folder.mkdir(exist_ok=True)
     log = folder / f"{what}-{len(list(folder.iterdir()))}.log"
-    environment = os.environ | {"TVM_USE_RUNTIME_LIB": "1", "TVM_NUM_THREADS": "1"}
+    environment = os.environ | {"TVM_USE_RUNTIME_LIB": "1", "TVM_NUM_THREADS": str(threads)}
     if packages is not None:
         environment["PYTHONPATH"] = str(packages)
     first = 20000 + os.getpid() % 20000

@@ -50,7 +50,10 @@ class Connected:
         self.job, self.process, self.facts, self.where = job, process, facts, where
 
     def time_kernels(self, batch: Batch) -> np.ndarray | KernelFault:
-        """(rounds, kernels) microseconds; or the kernel that fails. Raises BoardLostError."""
+        """(rounds, kernels) microseconds; or the kernel that fails.
+
+        Raises BoardLostError, TargetError where the board's TVM runs fewer threads.
+        """
         count = len(batch.workloads)
         answer = self._call(
             "time_kernels", library=str(batch.library), plan=batch.plan.numbers, count=count,
@@ -87,6 +90,12 @@ class Connected:
             operation, cores=self.facts.pinned, kernel_s=patience.kernel_s,
             transfer_s=patience.transfer_s, **arguments,
         )  # fmt: skip
+        if "refused" in answer:
+            raise TargetError(
+                answer["refused"],
+                where=self.where,
+                hint=f"start its server with TVM_NUM_THREADS={self.job.threads} or more",
+            )
         if "facts" in answer:
             self.facts = _facts(answer["facts"], self.job)
         return answer

@@ -90,10 +90,14 @@ class Session:
         """Everything that is read of the board."""
         return {"cores": self.cores, "files": self.texts | self.state()}
 
-    def pin(self, cores: Any) -> None:
-        """Keep the board's threads on some cores, as many threads as these are."""
+    def pin(self, cores: Any) -> str:
+        """Keep as many of the board's threads on these cores; why not, or nothing."""
         self.driver["hwprune_pin"](sum(1 << core for core in cores))
         self.remote.get_function("runtime.config_threadpool")(1, len(cores))
+        threads = int(self.remote.get_function("runtime.NumThreads")())
+        if threads == len(cores):
+            return ""
+        return f"TVM on the board runs {threads} of {len(cores)} threads"
 
     def open_kernels(self, job: Mapping[str, Any]) -> None:
         """Upload kernels and lay out what they read and write, as the plan says."""
@@ -159,7 +163,8 @@ class Worker:
     def time_kernels(self, **job: Any) -> dict[str, Any]:
         """Time kernels in turn: `times` (rounds, kernels) in us; or `failed` and its `reason`."""
         session = self._session()
-        session.pin(job["cores"])
+        if refusal := session.pin(job["cores"]):
+            return {"refused": refusal}
         session.open_kernels(job)
         count, seconds = job["count"], job["kernel_s"]
         alone_us = []
@@ -185,7 +190,8 @@ class Worker:
     def time_networks(self, **job: Any) -> dict[str, Any]:
         """Outputs of networks, and seconds of their inferences, timed in turn: [round][network]."""
         session = self._session()
-        session.pin(job["cores"])
+        if refusal := session.pin(job["cores"]):
+            return {"refused": refusal}
         runners, outputs = [], []
         for number, (library, inputs) in enumerate(job["networks"]):
             self.tell("upload a network", job["transfer_s"])
@@ -276,10 +282,12 @@ def main() -> None:
         except EOFError:
             os._exit(0)
         try:
-            connection.send(("done", getattr(worker, name)(**arguments)))
+            answer = ("done", getattr(worker, name)(**arguments))
         except Exception as error:
-            worker.session = None
-            connection.send(("error", _line(error)))
+            answer = ("error", _line(error))
+        if answer[0] == "error":
+            worker.close()  # orderly, before this process is ended: else TVM's server is mute
+        connection.send(answer)
 
 
 if __name__ == "__main__":
