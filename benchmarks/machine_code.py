@@ -1,4 +1,4 @@
-"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser makes of it.
+"""Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser makes of it.
 
 In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop with the most
 multiply-adds, and `Analysis`: its cycles by the analyser's model of a core. The model knows no

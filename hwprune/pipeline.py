@@ -18,6 +18,7 @@ from torch import Tensor
 from hwprune.account import Facts, account, add_latency
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
+from hwprune.bench import Network, final_pair
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
@@ -26,10 +27,12 @@ from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
-from hwprune.latency import interleaved, search
+from hwprune.latency import search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.remote.address import Boards
+from hwprune.remote.measure import open_boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
@@ -72,6 +75,7 @@ def prune(
     calibrate: Tensor | Sequence[Tensor] | None = None,
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> PruneResult:
@@ -98,16 +102,21 @@ def prune(
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
             a function takes the pruned Program and returns the recovered one.
         calibrate: unlabelled inputs, (N, …).
+        boards: measure latencies on them (`hwprune.remote.address.read_boards`), not here.
 
     Raises a HwpruneError subclass for everything that a user can cause.
     """
     clock = Clock(progress or Silent())
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
-        threshold=threshold,
+        threshold=threshold, boards=boards,
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
+    if boards is not None and len(forms) > 1:
+        raise HwpruneError(
+            "two stages are not measured on boards", where="attention", hint="heads or head_dim"
+        )
     scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
     if plan is None:
         scorer.check(calibrate is not None)
@@ -145,6 +154,7 @@ def compile_pruned(
     out: str | PathLike[str],
     target: str = "host",
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
@@ -152,20 +162,26 @@ def compile_pruned(
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
-    result = prune(model, inputs, target=target, threads=threads, progress=clock, **options)
+    result = prune(
+        model, inputs, target=target, threads=threads, boards=boards, progress=clock, **options
+    )
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
-    if final.artifact.loaded:
+    if final.artifact.loaded or boards is not None:
         if timing is None:
             with clock.stage("compile dense"):
                 dense = build(result.dense, result.target, threads)
         else:
             dense = timing.dense
         with clock.stage("measure"):
-            add_latency(result.report, interleaved(dense.artifact, final.artifact))
+            networks = Network(dense, result.dense), Network(final, result.program)
+            found = final_pair(boards, *networks, result.target)
+            add_latency(result.report, found.pair)
+            if found.board:
+                result.report["board"], result.report["warnings"] = found.board, [*found.warnings]
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -197,21 +213,38 @@ def profile(
     group_norm: str = AUTO,
     branches: bool = False,
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
-    """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
+    """Fill the target's latency table for this model's kernels; resumes where it was stopped.
+
+    `boards` to measure on (`hwprune.remote.address.read_boards`); None is this machine.
+    """
     forms = Forms(attention, grouped, group_norm, branches).checked()
     clock = Clock(progress or Silent())
-    chosen = read_target(target, threads, measures=True)
+    chosen = read_target(target, threads, measures=boards is None)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
+    if boards is not None:
+        return _profile_boards(prepared, boards, clock)
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
+
+
+def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> ProfileResult:
+    with open_boards(boards, prepared.target, prepared.threads) as found:
+        with clock.stage("measure kernels") as advance:
+            done = measure_kernels(prepared, found.table, advance, found)
+        failed = tuple(w.op for w in done.failed)
+        return ProfileResult(
+            done.measured, done.reused, failed, done.seconds, str(found.table.path),
+            found.facts.brief, tuple(found.warnings),
+        )  # fmt: skip
 
 
 def _stages(
@@ -242,7 +275,11 @@ def _stages(
             weak = _weak_units(request, scorer, prepared, advance)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
+        done.append(
+            Searched(
+                prepared, scores, search(prepared, scores, budgets, clock, weak, request.boards)
+            )
+        )
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done

@@ -21,6 +21,7 @@ from hwprune.measure import Measured, measure
 from hwprune.price import required
 from hwprune.progress import Advance
 from hwprune.provenance import provenance_of
+from hwprune.remote.measure import BoardTable, measure_on
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.workload import Site, sites, width_candidates
@@ -81,9 +82,16 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
     )
 
 
-def measure_kernels(prepared: Prepared, table: LatencyTable, advance: Advance) -> Measured:
-    """Fill the table with the kernels that pricing this network needs."""
+def measure_kernels(
+    prepared: Prepared,
+    table: LatencyTable,
+    advance: Advance,
+    boards: BoardTable | None = None,
+) -> Measured:
+    """Fill the table with the kernels that pricing this network needs, here or on boards."""
     needed = required(prepared.sites, prepared.candidates)
+    if boards is not None:
+        return measure_on(boards, needed, advance)
     return measure(needed, prepared.target, prepared.threads, table, progress=advance)
 
 

@@ -12,6 +12,7 @@ from hwprune.measure import Measured, measure
 from hwprune.prepare import Prepared
 from hwprune.price import extremes
 from hwprune.progress import Advance
+from hwprune.remote.measure import BoardTable, measure_on
 from hwprune.table import LatencyTable
 
 MARGIN = 1.15  # sums of kernels are this near to a network before they are calibrated
@@ -22,6 +23,7 @@ def check_latency(
     table: LatencyTable,
     budget: Budget,
     advance: Advance | None = None,
+    boards: BoardTable | None = None,
 ) -> Measured:
     """Measure the narrowest and the full network's kernels; says what was measured.
 
@@ -31,7 +33,10 @@ def check_latency(
     ends = extremes(prepared.sites, prepared.candidates)
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
-    done = measure(workloads, prepared.target, threads, table, progress=advance)
+    if boards is not None:
+        done = measure_on(boards, workloads, advance)
+    else:
+        done = measure(workloads, prepared.target, threads, table, progress=advance)
     if done.failed:
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)

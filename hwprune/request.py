@@ -10,6 +10,7 @@ from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.llvm_target import check_llvm
 from hwprune.plan import Plan
+from hwprune.remote.address import Boards
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
 from hwprune.toolchain import linker
@@ -25,6 +26,7 @@ class Request:
     plan: Plan | None = None
     source: str = ""
     threshold: float | None = None
+    boards: Boards | None = None
 
 
 def read_request(
@@ -36,9 +38,12 @@ def read_request(
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
     threshold: float | None = None,
+    boards: Boards | None = None,
     compiles: bool = False,
 ) -> Request:
     """Read what `prune` is given; `compiles` says that the result is compiled here as well.
+
+    A latency is measured on `boards`, or here where they are None.
 
     Raises HwpruneError where it is malformed, contradictory, or this machine cannot do it.
     """
@@ -54,11 +59,15 @@ def read_request(
         raise BudgetError(
             "no budget given", hint="pass latency, macs, params or threshold; or a plan"
         )
-    timed = LATENCY in budgets
-    chosen = read_target(target, threads, measures=timed, compiles=compiles or timed)
+    if boards is not None and LATENCY not in budgets and not compiles:
+        raise HwpruneError("there is no latency to measure", where="boards", hint="leave them out")
+    timed = LATENCY in budgets and boards is None
+    compiles = compiles or LATENCY in budgets
+    chosen = read_target(target, threads, measures=timed, compiles=compiles)
     if isinstance(plan, str | Path):
-        return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
-    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
+        return Request(chosen, threads, budgets, Plan.load(plan), str(plan), None, boards)
+    source = "given by the caller" if plan else ""
+    return Request(chosen, threads, budgets, plan, source, floor, boards)
 
 
 def read_target(

@@ -57,13 +57,18 @@ class PruneResult:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What `profile` did: rows measured, reused and failed, and the table they are in."""
+    """What `profile` did: rows measured, reused and failed, and the table they are in.
+
+    `board` is what was measured on, empty for this machine; `warnings` make its rows doubtful.
+    """
 
     measured: int
     reused: int
     failed: tuple[str, ...]
     seconds: float
     table: str
+    board: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:
