@@ -290,7 +290,7 @@ class IntegerGraph:
         kinds: dict[str, int] = {}
         for operator in self.operators:
             kinds[operator.kind] = kinds.get(operator.kind, 0) + 1
-        arrays = [
-            getattr(o, n) for o in self.operators for n in ("weight", "bias") if hasattr(o, n)
-        ]
-        return {"operators": kinds, "constant_bytes": sum(int(a.nbytes) for a in arrays)}
+        names = ("weight", "bias", "multiplier", "shift", "slope", "table")
+        held = [getattr(o, n, None) for o in self.operators for n in names]
+        sizes = [int(array.nbytes) for array in held if hasattr(array, "nbytes")]
+        return {"operators": kinds, "constant_bytes": sum(sizes)}
