@@ -76,7 +76,7 @@ def exp_on_negative(x: np.ndarray) -> np.ndarray:
     square = doubling_high_mul(a, a)
     cubes = rounding_divide(doubling_high_mul(square, square), 2) + doubling_high_mul(square, a)
     tail = a + rounding_divide(doubling_high_mul(cubes, 715827883) + square, 1)
-    base = np.int64(1895147668)  # exp(-1/8)
+    base = 1895147668  # exp(-1/8)
     result = base + doubling_high_mul(tail, base)
     left = within - x  # what is left: quarters, each power of two of them a factor
     factors = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)

@@ -35,7 +35,7 @@ Pads = tuple[int, int, int, int]  # top, left, bottom, right
 class IntegerTensor:
     """A value: its shape with the batch first, its type, and what its integers stand for.
 
-    `scale` and `zero_point` mean nothing where `dtype` is float32.
+    `scale` is a float32 number; with `zero_point` it means nothing where `dtype` is float32.
     """
 
     name: str
@@ -231,7 +231,10 @@ class Softmax(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Quantize(Operator):
-    """float32 -> int8: round(x / scale), halves away from zero, + zero_point, saturated."""
+    """float32 -> int8: round(x / scale) + zero_point, saturated.
+
+    The quotient is float32; halves go away from zero, as C's roundf has it.
+    """
 
     kind: ClassVar[str] = "quantize"
 
@@ -292,5 +295,5 @@ class IntegerGraph:
             kinds[operator.kind] = kinds.get(operator.kind, 0) + 1
         names = ("weight", "bias", "multiplier", "shift", "slope", "table")
         held = [getattr(o, n, None) for o in self.operators for n in names]
-        sizes = [int(array.nbytes) for array in held if hasattr(array, "nbytes")]
+        sizes = [int(getattr(array, "nbytes", 0)) for array in held]
         return {"operators": kinds, "constant_bytes": sum(sizes)}

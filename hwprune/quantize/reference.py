@@ -24,7 +24,7 @@ from hwprune.quantize.arithmetic import (
     requantize,
     rounding_divide,
 )
-from hwprune.quantize.graph import INT8_MAX, INT8_MIN, IntegerGraph, IntegerTensor, Pair, Pads
+from hwprune.quantize.graph import INT8_MAX, INT8_MIN, IntegerGraph, IntegerTensor, Pads, Pair
 
 Array = np.ndarray
 _SOFTMAX_SUM_BITS = 12  # integer bits of the sum of exponentials
@@ -68,8 +68,8 @@ def execute(
 
 
 def quantize(x: Array, scale: float, zero_point: int) -> Array:
-    """int8 of float values: halves away from zero, saturated."""
-    ratio = x.astype(np.float64) / scale
+    """int8 of float32 values: halves away from zero, saturated."""
+    ratio = (x.astype(np.float32) / np.float32(scale)).astype(np.float64)
     rounded = np.trunc(ratio + np.copysign(0.5, ratio)) + zero_point
     return np.clip(rounded, INT8_MIN, INT8_MAX).astype(np.int8)
 
