@@ -68,6 +68,15 @@ def requantize(x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | 
     return rounding_divide(doubling_high_mul(wide, multiplier), right)
 
 
+def softmax_constants(input_scale: float) -> tuple[int, int, int]:
+    """(multiplier, shift, diff_min) of an int8 softmax (PreprocessSoftmaxScaling, beta of 1).
+
+    Differences to the maximum become Q5.26; those below `diff_min` would leave 5 integer bits.
+    """
+    multiplier, shift = quantize_multiplier(min(input_scale * (1 << 26), float(INT32_MAX)))
+    return multiplier, shift, -math.floor(31 * (1 << 26) / (1 << shift))
+
+
 def exp_on_negative(x: np.ndarray) -> np.ndarray:
     """exp of Q5.26 numbers at or below zero, as Q0.31. int64 in (int32 values), and out."""
     quarter = np.int64(1 << 24)
