@@ -90,16 +90,23 @@ def sources(model: CModel, vectors: Vectors) -> dict[str, str]:
 
 
 def run_on_emulator(
-    model: CModel, target: Target, vectors: Vectors, folder: Path, timeout_s: float = 300.0
+    model: CModel,
+    target: Target,
+    vectors: Vectors,
+    folder: Path,
+    *,
+    trace: bool = False,
+    timeout_s: float = 300.0,
 ) -> Run:
-    """Build and run in `folder`.
+    """Build and run in `folder`; `trace` counts every kernel, which itself takes a few instructions.
 
     Raises ToolchainError for a missing compiler or emulator or an emulator that does not end,
     BudgetError where the program does not fit the device.
     """
     for name, text in sources(model, vectors).items():
         (folder / name).write_text(text, encoding="utf-8")
-    elf = build_elf(target, [folder / "model.c", folder / MAIN], folder)
+    defines = ("HWPRUNE_TRACE",) if trace else ()
+    elf = build_elf(target, [folder / "model.c", folder / MAIN], folder, defines)
     return parse_run(run_elf(target, elf.path, timeout_s), target, elf)
 
 
@@ -212,7 +219,14 @@ int main(void) {{
   hwprune_harness_init();
   hwprune_start();
   run(0);
+#ifdef HWPRUNE_TRACE
+  uint64_t total = 0;
+  for (int call = 0; call < {calls}; ++call) {{
+    total += ticks[call];
+  }}
+#else
   const uint64_t total = hwprune_stop();
+#endif
 #ifdef HWPRUNE_TRACE
   for (int call = 0; call < {calls}; ++call) {{
     hwprune_print("kernel ");

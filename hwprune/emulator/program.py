@@ -45,7 +45,9 @@ def c_files() -> Path:
     return Path(str(files("hwprune.emulator") / "c"))
 
 
-def build_elf(target: Target, sources: Sequence[Path], folder: Path) -> Elf:
+def build_elf(
+    target: Target, sources: Sequence[Path], folder: Path, defines: Sequence[str] = ()
+) -> Elf:
     """Compile sources with startup and harness, and link them for the target's emulated board.
 
     Memories have the device's sizes. Raises BudgetError saying by how much a program does not fit,
@@ -67,6 +69,7 @@ def build_elf(target: Target, sources: Sequence[Path], folder: Path) -> Elf:
         find_tool(target, "gcc"),
         *mcu.flags,
         *CFLAGS,
+        *(f"-D{name}" for name in defines),
         "-nostartfiles",
         "--specs=nosys.specs",
         "-Wl,--gc-sections,--no-warn-rwx-segments",

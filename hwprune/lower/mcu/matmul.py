@@ -15,7 +15,7 @@ from hwprune.lower.mcu import emit
 from hwprune.lower.mcu.emit import Buffer, Expr, T, at, bind, i32, loop, run
 from hwprune.lower.mcu.scaling import Scaling
 
-UNROLL = 8
+UNROLL = 8  # steps; twice as many where they come out even
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def emit_product(
 def _steps(
     tile: Tile, depth: int, buffers: dict[str, Buffer], acc: Buffer, x: Expr, weights: Expr
 ) -> None:
-    loops, rest = divmod(depth // tile.inputs, UNROLL)
+    steps = depth // tile.inputs
+    unroll = UNROLL if steps % (2 * UNROLL) else 2 * UNROLL
+    loops, rest = divmod(steps, unroll)
 
     def unrolled(done: Expr, count: int) -> None:
         w = at(buffers["cw"], weights + done * tile.step_weights)
@@ -118,6 +120,6 @@ def _steps(
 
     if loops:
         with loop(loops) as k:
-            unrolled(k * UNROLL, UNROLL)
+            unrolled(k * unroll, unroll)
     if rest:
-        unrolled(loops * UNROLL, rest)
+        unrolled(loops * unroll, rest)

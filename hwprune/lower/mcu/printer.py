@@ -17,13 +17,13 @@ C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": 
 
 
 def print_kernel(kernel: CKernel, name: str) -> str:
-    """The C function of a kernel: `static void name(...)`."""
+    """The C function of a kernel: `HWPRUNE_KERNEL void name(...)`."""
     source = _generate(kernel.func)
     start = source.rindex(f"void {_NAME}(")
     body = source[source.index("{", start) :]
     body = re.sub(r"\n  return 0;\n\}", "\n}", body.rstrip())
     arguments = ",\n    ".join(_argument(kernel, a) for a in kernel.arguments)
-    return f"static void {name}(\n    {arguments}) {body}\n"
+    return f"HWPRUNE_KERNEL void {name}(\n    {arguments}) {body}\n"
 
 
 def _argument(kernel: CKernel, argument: Argument) -> str:
