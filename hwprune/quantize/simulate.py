@@ -59,7 +59,7 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
     Parameters of layers are trainable under the names that they have in `program`.
     """
     module = own_graph(program)
-    owned: set[str] = set()
+    _own(module, {step.weight for step in steps} | {step.bias for step in steps})
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(module.graph.nodes):
         if node.op == "placeholder":
@@ -67,8 +67,6 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
     for step in steps:
         node = nodes[step.node.name]
         source = scheme.of(step.inputs[0].name).scale
-        if step.kind in (*LAYERS, "affine", "prelu"):
-            _own(module, node, owned)
         if step.kind in LAYERS:
             _round_argument(node, 1, rounded_weight, (_bias(node), source))
         elif step.kind == "affine":
@@ -95,16 +93,18 @@ def _bias(node: fx.Node) -> Any:
     return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
-def _own(module: fx.GraphModule, node: fx.Node, owned: set[str]) -> None:
-    """Make the tensors that a layer reads trainable parameters of the module's own."""
-    for source in node.all_input_nodes:
-        if source.op == "get_attr" and str(source.target) not in owned:
-            owned.add(str(source.target))
-            owner, _, leaf = str(source.target).rpartition(".")
+def _own(module: fx.GraphModule, trained: set[fx.Node | None]) -> None:
+    """Give the module tensors of its own; those of layers are parameters."""
+    names = {str(node.target) for node in trained if node is not None}
+    for target in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
+        tensor = get_tensor(module, target)
+        set_tensor(module, target, tensor.clone())
+        if target in names or isinstance(tensor, nn.Parameter):
+            owner, _, leaf = target.rpartition(".")
             holder = module.get_submodule(owner)
-            tensor = getattr(holder, leaf).detach().clone()
-            delattr(holder, leaf)
-            holder.register_parameter(leaf, nn.Parameter(tensor))
+            copied = holder._buffers.pop(leaf)
+            assert copied is not None
+            holder.register_parameter(leaf, nn.Parameter(copied))
 
 
 def _round_after(node: fx.Node, params: Params) -> None:
