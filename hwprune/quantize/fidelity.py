@@ -14,7 +14,7 @@ from hwprune.quantize.graph import INT8
 from hwprune.quantize.observe import visit
 from hwprune.quantize.quantizer import Quantized
 from hwprune.quantize.reference import dequantize, run_all
-from hwprune.quantize.simulate import rounded_value
+from hwprune.quantize.simulate import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _values(module: fx.GraphModule, names: set[str], inputs: Tensor) -> dict[str
     rounded = {
         node.name: str(node.args[0])
         for node in module.graph.nodes
-        if node.target is rounded_value and str(node.args[0]) in names
+        if node.target in ROUNDING and str(node.args[0]) in names
     }
     own = {name: name for name in names - set(rounded.values())} | rounded
 

@@ -31,6 +31,15 @@ def rounded_value(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, INT8_MIN, INT8_MAX)
 
 
+def rounded_average(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """An average as the integer kernel rounds it: the ties, which are many, away from zero."""
+    nudge = 1e-3 * scale * torch.sign(x.detach() + scale * zero_point)
+    return rounded_value(x + nudge, scale, zero_point)
+
+
+ROUNDING = (rounded_value, rounded_average)
+
+
 def rounded_weight(weight: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
     """A weight (O, …) as int8 holds it, a scale for every output channel."""
     scales = weight_scales(weight, bias, input_scale)
@@ -74,7 +83,8 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
         elif step.kind == "prelu":
             _round_argument(node, 1, rounded_slope, ())
         if step.kind not in MOVES:
-            _round_after(nodes[step.result.name], scheme.of(step.result.name))
+            function = rounded_average if step.kind == "avg_pool" else rounded_value
+            _round_after(nodes[step.result.name], scheme.of(step.result.name), function)
     module.recompile()
     return module
 
@@ -107,9 +117,11 @@ def _own(module: fx.GraphModule, trained: set[fx.Node | None]) -> None:
             holder.register_parameter(leaf, nn.Parameter(copied))
 
 
-def _round_after(node: fx.Node, params: Params) -> None:
+def _round_after(
+    node: fx.Node, params: Params, function: Callable[..., Tensor] = rounded_value
+) -> None:
     with node.graph.inserting_after(node):
-        call = node.graph.call_function(rounded_value, (node, params.scale, params.zero_point))
+        call = node.graph.call_function(function, (node, params.scale, params.zero_point))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
 
 
