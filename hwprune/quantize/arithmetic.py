@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
+SOFTMAX_LIMIT = 511  # a row of more has a sum of exponentials that 12 integer bits cannot hold
 
 
 def quantize_multiplier(real: float) -> tuple[int, int]:

@@ -20,9 +20,14 @@ from hwprune.lower.functional import get_tensor, packet, place
 from hwprune.lower.root import shape
 from hwprune.program import Program
 from hwprune.quantize import graph as ops
-from hwprune.quantize.arithmetic import INT32_MAX, quantize_multiplier, softmax_constants
+from hwprune.quantize.arithmetic import (
+    INT32_MAX,
+    SOFTMAX_LIMIT,
+    quantize_multiplier,
+    softmax_constants,
+)
 from hwprune.quantize.graph import FLOAT32, INT8_MAX, INT8_MIN, IntegerGraph, Pair
-from hwprune.quantize.placement import NHWC, Placement, moves, plain, usual
+from hwprune.quantize.placement import NHWC, Order, Placement, moves, plain, usual
 from hwprune.quantize.reference import dequantize, quantize
 from hwprune.quantize.scheme import Params, Scheme
 from hwprune.quantize.simulate import slope_scale
@@ -47,8 +52,13 @@ class _Emitter:
         return self.scheme.of(node.name)
 
 
-def emit(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> IntegerGraph:
-    """The integer graph. Raises LoweringError where an accumulator can overflow."""
+def emit(
+    program: Program, steps: Sequence[QuantStep], scheme: Scheme
+) -> tuple[IntegerGraph, dict[str, tuple[str, Order]]]:
+    """The integer graph, and where the value of every node lies: (tensor, order of axes).
+
+    Raises LoweringError where an accumulator can overflow.
+    """
     emitter = _Emitter(program, scheme, Placement(scheme))
     inputs = [node for node in program.module.graph.nodes if node.op == "placeholder"]
     names = tuple(emitter.at.put(node, usual(len(shape(node)))) for node in inputs)
@@ -57,7 +67,8 @@ def emit(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> Intege
     results = tree_leaves(program.module.graph.output_node().args[0])
     outputs = tuple(emitter.at.read(node, usual(len(shape(node)))) for node in results)
     tensors = tuple(emitter.at.tensors.values())
-    return IntegerGraph(program.name, tensors, tuple(emitter.at.operators), names, outputs)
+    graph = IntegerGraph(program.name, tensors, tuple(emitter.at.operators), names, outputs)
+    return graph, {node.name: found for node, found in emitter.at.placed.items()}
 
 
 def _clamp(step: QuantStep, params: Params) -> Pair:
@@ -272,6 +283,12 @@ def _prelu(e: _Emitter, step: QuantStep) -> None:
 
 def _softmax(e: _Emitter, step: QuantStep) -> None:
     order = plain(len(shape(step.result)))
+    if shape(step.result)[-1] > SOFTMAX_LIMIT:
+        raise LoweringError(
+            f"no int8 kernel for a softmax of more than {SOFTMAX_LIMIT} values",
+            where=place(step.node),
+            hint="leave it out: it changes no order of the logits",
+        )
     x = e.at.read(step.inputs[0], order)
     multiplier, shift, diff_min = softmax_constants(e.of(step.inputs[0]).scale)
     fields = {"multiplier": multiplier, "shift": shift, "diff_min": diff_min}

@@ -6,7 +6,7 @@ Histograms take a second pass over the batches, when the extremes are known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def observe(
         before = ends.get(keys[name], (0.0, 0.0))
         ends[keys[name]] = min(before[0], low), max(before[1], high)
 
-    _visit(module, batches, keys, extremes)
+    visit(module, batches, keys, extremes)
     if method == MINMAX:
         return ends
     counts = {key: np.zeros(BINS) for key in ends}
@@ -57,15 +57,15 @@ def observe(
         if low < high:
             counts[keys[name]] += torch.histc(value.float(), BINS, low, high).double().numpy()
 
-    _visit(module, batches, keys, count)
+    visit(module, batches, keys, count)
     shrink = _least_error if method == MSE else lambda c, r: _quantiles(c, r, percentile)
     return {key: shrink(counts[key], ends[key]) if counts[key].any() else ends[key] for key in ends}
 
 
-def _visit(
+def visit(
     module: fx.GraphModule,
     batches: Sequence[Tensor],
-    keys: Mapping[str, str],
+    names: Container[str],
     see: Callable[[str, Tensor], None],
 ) -> None:
     """Run a graph on all batches and show the values of the named nodes."""
@@ -73,7 +73,7 @@ def _visit(
     class Watched(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
-            if n.name in keys:
+            if n.name in names:
                 see(n.name, value)
             return value
 

@@ -5,7 +5,7 @@ The list of stages: fold, find steps, equalise, observe, choose scales, correct 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from hwprune.quantize.emit import emit
 from hwprune.quantize.equalise import equalise
 from hwprune.quantize.graph import IntegerGraph
 from hwprune.quantize.observe import observe
+from hwprune.quantize.placement import Order
 from hwprune.quantize.reference import dequantize, quantize, run_all
 from hwprune.quantize.scheme import Scheme, make_scheme, sharing
 from hwprune.quantize.simulate import own_graph, simulate, with_weights_of
@@ -36,11 +37,13 @@ BATCH = 32  # of calibration
 class Quantized:
     """A quantized network.
 
-    `graph` is what runs on the device. `folded` is the float network that it stands for, `steps`
-    and `scheme` how it was quantized: enough to simulate, to train on and to quantize again.
+    `graph` is what runs on the device; `placed` says in which of its tensors, and in what order of
+    axes, the value of a node lies. `folded` is the float network that it stands for, `steps` and
+    `scheme` how it was quantized: enough to simulate, to train on and to quantize again.
     """
 
     graph: IntegerGraph
+    placed: Mapping[str, tuple[str, Order]]
     folded: Program
     steps: tuple[QuantStep, ...]
     scheme: Scheme
@@ -112,7 +115,7 @@ def quantize_program(
 
 def _emitted(folded: Program, scheme: Scheme, float_fallback: bool) -> Quantized:
     steps = find_steps(folded, float_fallback)
-    return Quantized(emit(folded, steps, scheme), folded, steps, scheme)
+    return Quantized(*emit(folded, steps, scheme), folded, steps, scheme)
 
 
 def check_calibration(program: Program, calibration: Tensor | Sequence[Tensor]) -> Tensor:

@@ -31,6 +31,15 @@ def rounded_value(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, INT8_MIN, INT8_MAX)
 
 
+def rounded_average(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """An average as the integer kernel rounds it: the ties, which are many, away from zero."""
+    nudge = 1e-3 * scale * torch.sign(x.detach() + scale * zero_point)
+    return rounded_value(x + nudge, scale, zero_point)
+
+
+ROUNDING = (rounded_value, rounded_average)
+
+
 def rounded_weight(weight: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
     """A weight (O, …) as int8 holds it, a scale for every output channel."""
     scales = weight_scales(weight, bias, input_scale)
@@ -59,7 +68,7 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
     Parameters of layers are trainable under the names that they have in `program`.
     """
     module = own_graph(program)
-    owned: set[str] = set()
+    _own(module, {step.weight for step in steps} | {step.bias for step in steps})
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(module.graph.nodes):
         if node.op == "placeholder":
@@ -67,8 +76,6 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
     for step in steps:
         node = nodes[step.node.name]
         source = scheme.of(step.inputs[0].name).scale
-        if step.kind in (*LAYERS, "affine", "prelu"):
-            _own(module, node, owned)
         if step.kind in LAYERS:
             _round_argument(node, 1, rounded_weight, (_bias(node), source))
         elif step.kind == "affine":
@@ -76,7 +83,8 @@ def simulate(program: Program, steps: Sequence[QuantStep], scheme: Scheme) -> fx
         elif step.kind == "prelu":
             _round_argument(node, 1, rounded_slope, ())
         if step.kind not in MOVES:
-            _round_after(nodes[step.result.name], scheme.of(step.result.name))
+            function = rounded_average if step.kind == "avg_pool" else rounded_value
+            _round_after(nodes[step.result.name], scheme.of(step.result.name), function)
     module.recompile()
     return module
 
@@ -95,21 +103,25 @@ def _bias(node: fx.Node) -> Any:
     return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
-def _own(module: fx.GraphModule, node: fx.Node, owned: set[str]) -> None:
-    """Make the tensors that a layer reads trainable parameters of the module's own."""
-    for source in node.all_input_nodes:
-        if source.op == "get_attr" and str(source.target) not in owned:
-            owned.add(str(source.target))
-            owner, _, leaf = str(source.target).rpartition(".")
+def _own(module: fx.GraphModule, trained: set[fx.Node | None]) -> None:
+    """Give the module tensors of its own; those of layers are parameters."""
+    names = {str(node.target) for node in trained if node is not None}
+    for target in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
+        tensor = get_tensor(module, target)
+        set_tensor(module, target, tensor.clone())
+        if target in names or isinstance(tensor, nn.Parameter):
+            owner, _, leaf = target.rpartition(".")
             holder = module.get_submodule(owner)
-            tensor = getattr(holder, leaf).detach().clone()
-            delattr(holder, leaf)
-            holder.register_parameter(leaf, nn.Parameter(tensor))
+            copied = holder._buffers.pop(leaf)
+            assert copied is not None
+            holder.register_parameter(leaf, nn.Parameter(copied))
 
 
-def _round_after(node: fx.Node, params: Params) -> None:
+def _round_after(
+    node: fx.Node, params: Params, function: Callable[..., Tensor] = rounded_value
+) -> None:
     with node.graph.inserting_after(node):
-        call = node.graph.call_function(rounded_value, (node, params.scale, params.zero_point))
+        call = node.graph.call_function(function, (node, params.scale, params.zero_point))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
 
 
