@@ -59,9 +59,9 @@ SECTIONS
 """
 _VECTORS = """\
   .vectors :
-  {
+  {{
     *(.vectors*)
-  } > EXTRA
+  }} > {region}
 """
 
 
@@ -75,7 +75,7 @@ def linker_script(
 ) -> str:
     """The script for a memory map: origins of code and data, sizes in bytes.
 
-    `extra` holds the section `.vectors`, which is no part of a device's flash.
+    `extra` holds the section `.vectors`, which is then no part of the flash.
     """
     region = ""
     if extra:
@@ -87,5 +87,5 @@ def linker_script(
         sram=sram_bytes,
         stack=stack_bytes,
         extra=region,
-        vectors=_VECTORS if extra else "",
+        vectors=_VECTORS.format(region="EXTRA" if extra else "FLASH"),
     )

@@ -14,6 +14,7 @@ PACKAGES = {
     "arm-none-eabi-": "gcc-arm-none-eabi and libnewlib-arm-none-eabi",
     "riscv64-unknown-elf-": "gcc-riscv64-unknown-elf and picolibc-riscv64-unknown-elf",
     "qemu-system-arm": "qemu-system-arm",
+    "gcc": "gcc",
     "qemu-system-riscv32": "qemu-system-misc",
 }
 
@@ -40,6 +41,11 @@ def find_tool(target: Target, tool: str) -> str:
 def find_emulator(name: str = "qemu-system-arm") -> str:
     """The path of the emulator. Raises ToolchainError with its Debian package if missing."""
     return _find(name, PACKAGES[name])
+
+
+def find_host_compiler() -> str:
+    """The path of this machine's C compiler. Raises ToolchainError if it has none."""
+    return _find("gcc", PACKAGES["gcc"])
 
 
 def _find(program: str, package: str) -> str:

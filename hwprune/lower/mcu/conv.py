@@ -59,6 +59,7 @@ def conv(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
         constants=(weights, bias, *scaling.constants.values()),
         scratch_bytes=2 * depth * tile.columns,
         macs=shape.positions * op.weight.size,
+        weight_reads=-(-shape.positions // tile.columns) * weights.size,
     )
 
 

@@ -64,6 +64,7 @@ def depthwise(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
         scratch_bytes=2 * plane.size,
         in_place=x.shape == y.shape,
         macs=prod(y.shape[1:3]) * weights.size,
+        weight_reads=weights.size,
     )
 
 

@@ -42,7 +42,8 @@ class CKernel:
     """A kernel and what it needs beside its inputs and its output.
 
     Arguments of `func`: inputs, constants, scratch if any, output. `in_place`: the output may lie
-    where the first input does. `macs`: multiply-accumulates of one call.
+    where the first input does. `macs`: multiply-accumulates of one call, which read `weight_reads`
+    bytes of weights.
     """
 
     rule: str
@@ -52,6 +53,7 @@ class CKernel:
     scratch_bytes: int = 0
     in_place: bool = False
     macs: int = 0
+    weight_reads: int = 0
 
 
 def build_function(arguments: Sequence[Argument], body: Callable[..., None]) -> Any:

@@ -38,6 +38,7 @@ class KernelCall:
     where: str
     rule: str
     macs: int
+    weight_reads: int  # bytes of weights read
     scratch_bytes: int
 
 
@@ -66,6 +67,11 @@ class CModel:
         """Multiply-accumulates of one run."""
         return sum(call.macs for call in self.calls)
 
+    @property
+    def weight_reads(self) -> int:
+        """Bytes of weights that one run reads."""
+        return sum(call.weight_reads for call in self.calls)
+
 
 def lower_to_c(graph: IntegerGraph, target: Target) -> CModel:
     """Lower a network.
@@ -82,7 +88,7 @@ def lower_to_c(graph: IntegerGraph, target: Target) -> CModel:
     writer = _Writer(graph, kernels, storage)
     source = writer.source()
     calls = tuple(
-        KernelCall(op.name, op.where, k.rule, k.macs, k.scratch_bytes)
+        KernelCall(op.name, op.where, k.rule, k.macs, k.weight_reads, k.scratch_bytes)
         for op, k in zip(graph.operators, kernels, strict=True)
         if k is not None
     )

@@ -75,4 +75,5 @@ def conv(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
         arguments=tuple(arguments),
         constants=(op.weight.reshape(-1), bias, *scaling.constants.values()),
         macs=prod(y.shape[1:3]) * op.weight.size,
+        weight_reads=prod(y.shape[1:3]) * op.weight.size,
     )
