@@ -41,16 +41,17 @@ class Branches(nn.Module):
 
 
 class Reader(nn.Module):
-    """A flattened image that an activation reads; a padded average; a clamp that stands alone."""
+    """A flattened image that an activation reads, a padded average, scales that do not fit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 5, 3, padding=1)
-        self.head = nn.Linear(5 * 3 * 3, 4)
+        self.head = nn.Linear(10 * 3 * 3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         y = F.avg_pool2d(torch.clamp(y, -0.5, 0.7) + torch.tanh(y), 2, 2, 1)
+        y = torch.cat([y, torch.sigmoid(y)], 1)
         return self.head(torch.tanh(y.flatten(1) * 0.5))
 
 

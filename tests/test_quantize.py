@@ -70,7 +70,7 @@ def test_every_kind_of_operator_is_there():
     kinds = {operator.kind for name in NETWORKS for operator in minmax(name)[2].graph.operators}
     assert kinds == {
         *("conv2d", "linear", "add", "mul", "max_pool", "avg_pool", "mean", "concat", "pad"),
-        *("reshape", "transpose", "lookup", "prelu", "softmax"),
+        *("reshape", "transpose", "lookup", "prelu", "softmax", "requantize"),
     }
 
 
