@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
+from hwprune.mcu_commands import compile_for_mcu, is_mcu
 from hwprune.options import (
     Aggregate,
     Args,
@@ -94,6 +95,8 @@ def compile_command(
     """Prune to the budgets (or as a plan says), compile, measure, write an artifact.
 
     With --from and --point: finish a point of a search. With --rpc or --tracker: on that board.
+    For a microcontroller: int8 C, checked on an emulated board; without a budget the network is
+    left as it is.
     """
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile_pruned
@@ -109,6 +112,14 @@ def compile_command(
     if model is None or from_search is not None or point is not None or recover is not None:
         given_too = [k for k in asked if k not in ("target", "threads") and asked[k] is not None]
         finish_point(model, from_search, point, recover, given_too, out, as_json)
+        return
+    if is_mcu(target):
+        pruning = {
+            "importance": importance, "aggregate": aggregate, "normalize": normalize,
+            **units(attention, grouped, group_norm, branches),
+        }  # fmt: skip
+        read = read_inputs(model, arg, input_, calibrate, mean, std)
+        compile_for_mcu(read, asked, pruning, out, seed, model_name(model), as_json)
         return
     read_request(**asked, compiles=True)
     with shown_progress(as_json) as progress:

@@ -25,6 +25,11 @@ from hwprune.host_cpu import (
 from hwprune.target_schema import read_toml
 
 FILE = "target.toml"
+MCU_NEEDS = {
+    "mcu": ("core", "prefix", "flags"),
+    "memory": ("sram_bytes", "flash_bytes"),
+    "cores": ("clock_hz",),
+}
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same
 
 
@@ -57,6 +62,22 @@ class Core:
 
 
 @dataclass(frozen=True)
+class Mcu:
+    """What compiles for a microcontroller and what emulates it.
+
+    `prefix` is that of GCC's programs, `machine` the emulated board ("" for none); the origins are
+    addresses in the device's memory map.
+    """
+
+    core: str
+    prefix: str
+    flags: tuple[str, ...]
+    machine: str
+    flash_origin: int
+    sram_origin: int
+
+
+@dataclass(frozen=True)
 class Target:
     """A device. Sizes in bytes, rates per second, clocks in Hz; None where unknown."""
 
@@ -82,6 +103,7 @@ class Target:
     channel_alignment: int = 1  # widths worth trying are multiples of this
     toolchain: str = ""
     runner: str = "local"
+    mcu: Mcu | None = None  # for kind "mcu"
 
     @property
     def lanes(self) -> int:
@@ -117,7 +139,17 @@ def load_file(path: Path) -> Target:
         )
     if raw.pop("detect", False):
         raw = _merge(_detected(read_cpu()), raw)
+    if raw["kind"] == "mcu":
+        _check_mcu(path, raw)
     return _build(raw)
+
+
+def _check_mcu(path: Path, raw: Mapping[str, Any]) -> None:
+    """A microcontroller needs a compiler, the sizes of its memories and a clock."""
+    for table, keys in MCU_NEEDS.items():
+        for key in keys:
+            if key not in raw.get(table, {}):
+                raise TargetError("is missing", where=f"{path}: {table}.{key}")
 
 
 def check_runnable(target: Target, facts: CpuFacts | None = None) -> None:
@@ -215,6 +247,18 @@ def _build(raw: Mapping[str, Any]) -> Target:
         channel_alignment=raw.get("alignment", {}).get("channels", 1),
         toolchain=raw.get("toolchain", {}).get("compiler", ""),
         runner=raw.get("runner", {}).get("kind", "local"),
+        mcu=_build_mcu(raw["mcu"]) if "mcu" in raw else None,
+    )
+
+
+def _build_mcu(raw: Mapping[str, Any]) -> Mcu:
+    return Mcu(
+        core=raw["core"],
+        prefix=raw["prefix"],
+        flags=tuple(raw["flags"]),
+        machine=raw.get("machine", ""),
+        flash_origin=raw.get("flash_origin", 0),
+        sram_origin=raw.get("sram_origin", 0x20000000),
     )
 
 

@@ -48,6 +48,7 @@ TOP: dict[str, Key] = {
     "tvm": Key("table", needed=True),
     "toolchain": Key("table"),
     "runner": Key("table"),
+    "mcu": Key("table"),
 }
 TABLES: dict[str, dict[str, Key]] = {
     "isa": {
@@ -88,6 +89,14 @@ TABLES: dict[str, dict[str, Key]] = {
     },
     "toolchain": {"compiler": Key("text")},
     "runner": {"kind": Key("text", one_of=("local", "rpc", "emulator"))},
+    "mcu": {
+        "core": Key("text", needed=True),
+        "prefix": Key("text", needed=True),
+        "flags": Key("texts", needed=True),
+        "machine": Key("text"),
+        "flash_origin": Key("int", least=0),
+        "sram_origin": Key("int", least=0),
+    },
 }
 # Tables that detection fills in: their needed keys may be left out of a detected target.
 DETECTED = ("isa", "tvm", "description")

@@ -19,8 +19,8 @@ def host() -> Target:
     return load_target("host")
 
 
-def static(model: nn.Module, *inputs: Tensor) -> Program:
-    """The specialised program of a model, with random batch-norm statistics."""
+def randomise(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, with random batch-norm statistics."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -30,7 +30,12 @@ def static(model: nn.Module, *inputs: Tensor) -> Program:
             if module.running_mean is not None and module.running_var is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
-    return specialize(capture(model.eval(), inputs))
+    return model.eval()
+
+
+def static(model: nn.Module, *inputs: Tensor) -> Program:
+    """The specialised program of a model, with random batch-norm statistics."""
+    return specialize(capture(randomise(model), inputs))
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -88,8 +88,13 @@ def lifetimes(fused: Fused, kernels: Mapping[Workload, Kernel], lanes: int) -> l
 
 def place(values: Sequence[Lifetime]) -> dict[str, int]:
     """The offset of every value: the largest first, each as low as those it meets allow."""
+    return place_in_order(sorted(values, key=lambda v: (-v.size, v.first)))
+
+
+def place_in_order(values: Sequence[Lifetime]) -> dict[str, int]:
+    """The offset of every value: in this order, each as low as those it meets allow."""
     placed: list[tuple[int, Lifetime]] = []
-    for value in sorted(values, key=lambda v: (-v.size, v.first)):
+    for value in values:
         offset = 0
         for start, other in sorted((p for p in placed if p[1].meets(value)), key=lambda p: p[0]):
             if offset + value.size <= start:

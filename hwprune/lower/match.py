@@ -88,14 +88,14 @@ def _conv_pads(padding: Any, weight: tuple[int, ...], dilation: tuple[int, int])
 def _merge_pad(x: fx.Node, pads: Pads) -> tuple[fx.Node, Pads, tuple[fx.Node, ...]]:
     """Take an explicit zero padding before a convolution into the convolution."""
     absorbed: tuple[fx.Node, ...] = ()
-    while (extra := _zero_pad(x)) is not None:
+    while (extra := zero_pad(x)) is not None:
         pads = (pads[0] + extra[0], pads[1] + extra[1], pads[2] + extra[2], pads[3] + extra[3])
         absorbed = (x, *absorbed)
         x = x.args[0]  # type: ignore[assignment]
     return x, pads, absorbed
 
 
-def _zero_pad(node: fx.Node) -> Pads | None:
+def zero_pad(node: fx.Node) -> Pads | None:
     """(top, left, bottom, right) of a zero padding of the image axes; None for anything else."""
     name = packet(node)
     if name not in ("aten.pad", "aten.constant_pad_nd"):

@@ -1,0 +1,97 @@
+"""Operators that only move int8 values: concatenation, padding, transposition, a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from hwprune.lower.mcu.emit import (
+    Argument,
+    Buffer,
+    CKernel,
+    Expr,
+    T,
+    bind,
+    build_function,
+    i8,
+    loop,
+    tirx,
+)
+from hwprune.quantize import graph as ops
+from hwprune.quantize.graph import IntegerTensor
+
+
+def concat(op: ops.Concat, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+    """Tensors side by side along an axis."""
+    axis = op.axis % len(y.shape)
+    outer, row = prod(y.shape[:axis]), prod(y.shape[axis:])
+    sizes = [prod(t.shape[axis:]) for t in inputs]
+
+    def body(**b: Buffer) -> None:
+        with loop(outer) as i:
+            for k, size in enumerate(sizes):
+                with loop(size) as j:
+                    place = i * row + sum(sizes[:k]) + j
+                    T.buffer_store(b["y"], b[f"x{k}"][i * size + j], [place])
+
+    arguments = _arguments(inputs, y)
+    return CKernel("mcu.concat", build_function(arguments, body), arguments)
+
+
+def pad(op: ops.Pad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+    """An image with a border of one value."""
+    _, height, width, channels = inputs[0].shape
+    top, left = op.padding[:2]
+
+    def body(x0: Buffer, y: Buffer) -> None:
+        with loop(rows) as row, loop(columns) as column, loop(channels) as channel:
+            h, w = bind(row - top), bind(column - left)
+            place = (row * columns + column) * channels + channel
+            with T.If(tirx.all(h >= 0, h < height, w >= 0, w < width)):
+                with T.Then():
+                    T.buffer_store(y, x0[(h * width + w) * channels + channel], [place])
+                with T.Else():
+                    T.buffer_store(y, i8(op.value), [place])
+
+    _, rows, columns, _ = y.shape
+    arguments = _arguments(inputs, y)
+    return CKernel("mcu.pad", build_function(arguments, body), arguments)
+
+
+def transpose(op: ops.Transpose, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+    """Axes in another order."""
+    shape = inputs[0].shape
+    strides = [prod(shape[axis + 1 :]) for axis in op.axes]
+    sizes = y.shape
+
+    def body(x0: Buffer, y: Buffer) -> None:
+        def nest(axis: int, source: Expr, place: Expr) -> None:
+            if axis == len(sizes):
+                T.buffer_store(y, x0[source], [place])
+                return
+            with loop(sizes[axis]) as i:
+                nest(axis + 1, source + i * strides[axis], place * sizes[axis] + i)
+
+        nest(0, 0, 0)
+
+    arguments = _arguments(inputs, y)
+    return CKernel("mcu.transpose", build_function(arguments, body), arguments)
+
+
+def copy(op: ops.Operator, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+    """The same elements at another place."""
+
+    def body(x0: Buffer, y: Buffer) -> None:
+        with loop(count) as i:
+            T.buffer_store(y, x0[i], [i])
+
+    count = prod(y.shape)
+    arguments = _arguments(inputs, y)
+    return CKernel("mcu.copy", build_function(arguments, body), arguments)
+
+
+def _arguments(inputs: Sequence[IntegerTensor], y: IntegerTensor) -> tuple[Argument, ...]:
+    return (
+        *(Argument(f"x{i}", t.dtype, prod(t.shape)) for i, t in enumerate(inputs)),
+        Argument("y", y.dtype, prod(y.shape), const=False),
+    )

@@ -1,0 +1,80 @@
+"""PrimFuncs -> C: TVM's code generator without its runtime's calling convention.
+
+The passes are those of `tvm.s_tir.pipeline` without MakePackedAPI; every parameter becomes a plain
+pointer. TVM knows no `const`, so signatures are written here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hwprune.lower.mcu.emit import Argument, CKernel
+from hwprune.tvm_runtime import load_tvm
+
+_NAME = "kernel"
+C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
+
+
+def print_kernel(kernel: CKernel, name: str) -> str:
+    """The C function of a kernel: `HWPRUNE_KERNEL void name(...)`."""
+    source = _generate(kernel.func)
+    start = source.rindex(f"void {_NAME}(")
+    body = source[source.index("{", start) :]
+    body = re.sub(r"\n  return 0;\n\}", "\n}", body.rstrip())
+    arguments = ",\n    ".join(_argument(kernel, a) for a in kernel.arguments)
+    return f"HWPRUNE_KERNEL void {name}(\n    {arguments}) {body}\n"
+
+
+def _argument(kernel: CKernel, argument: Argument) -> str:
+    """`const int8_t *restrict x`; what may lie in one place is not restricted."""
+    shared = kernel.in_place and argument.name in (kernel.arguments[0].name, "y")
+    kind = C_TYPES[argument.dtype]
+    const, restrict = "const " * argument.const, "" if shared else "restrict "
+    return f"{const}{kind} *{restrict}{argument.name}"
+
+
+def _generate(func: Any) -> str:
+    tvm = load_tvm()
+    transform = tvm.tirx.transform
+    target = tvm.target.Target({"kind": "c"})
+    module = tvm.IRModule({_NAME: func.with_attr("global_symbol", _NAME)})
+    passes = [
+        transform.BindTarget(target),
+        transform.FlattenBuffer(),
+        transform.NarrowDataType(32),
+        transform.UnrollLoop(),
+        transform.RemoveNoOp(),
+    ]
+    with target:
+        module = tvm.transform.Sequential(passes)(module)
+        module = tvm.IRModule({_NAME: _with_pointers(module[_NAME])})
+        module = tvm.transform.Sequential([transform.LowerTVMBuiltin(), transform.LowerIntrin()])(
+            module
+        )
+    return str(tvm.get_global_func("target.build.c")(module, target).inspect_source())
+
+
+def _with_pointers(func: Any) -> Any:
+    """The function with pointers for buffers: what the C code generator prints as such."""
+    tvm = load_tvm()
+    tirx = tvm.tirx
+    pointers, statements = {}, []
+    body = func.body.seq if isinstance(func.body, tirx.SeqStmt) else [func.body]
+    for statement in body:
+        if isinstance(statement, tirx.DeclBuffer):
+            buffer = statement.buffer
+            kind = tvm.ir.PointerType(tvm.ir.PrimType(buffer.dtype))
+            pointers[buffer.name] = tirx.Var(buffer.name, kind)
+            statement = tirx.DeclBuffer(buffer, data=pointers[buffer.name])
+        statements.append(statement)
+    params = [
+        pointers[p.name]
+        if p.name in pointers
+        else tirx.Var(p.name, tvm.ir.PointerType(tvm.ir.PrimType("int8")))
+        for p in func.params
+    ]
+    made = tirx.PrimFunc(params, tirx.SeqStmt(statements))
+    for key, value in func.attrs.items():
+        made = made.with_attr(key, value)
+    return made

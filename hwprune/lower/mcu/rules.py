@@ -1,0 +1,63 @@
+"""Operator -> kernel: the schedule rule of every operator of an `IntegerGraph` on a core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hwprune.errors import LoweringError
+from hwprune.lower.mcu import conv, depthwise, elementwise, move, plain, pool
+from hwprune.lower.mcu.emit import CKernel
+from hwprune.lower.mcu.linear import as_convolution
+from hwprune.quantize import graph as ops
+from hwprune.quantize.graph import IntegerTensor
+
+Rule = Callable[[Any, Sequence[IntegerTensor], IntegerTensor], CKernel]
+
+_RULES: dict[type[ops.Operator], Rule] = {
+    ops.Add: elementwise.add,
+    ops.Mul: elementwise.mul,
+    ops.Requantize: elementwise.requantize,
+    ops.Prelu: elementwise.prelu,
+    ops.Lookup: elementwise.lookup,
+    ops.Quantize: elementwise.quantize,
+    ops.Dequantize: elementwise.dequantize,
+    ops.Softmax: elementwise.softmax,
+    ops.MaxPool: lambda op, inputs, y: pool.window(op, inputs[0], y),
+    ops.AvgPool: lambda op, inputs, y: pool.window(op, inputs[0], y),
+    ops.Mean: lambda op, inputs, y: pool.mean(op, inputs[0], y),
+    ops.Concat: move.concat,
+    ops.Pad: move.pad,
+    ops.Transpose: move.transpose,
+    ops.Reshape: move.copy,
+}
+
+
+def kernel_for(
+    op: ops.Operator, inputs: Sequence[IntegerTensor], y: IntegerTensor, isa: Sequence[str]
+) -> CKernel:
+    """The kernel of an operator on a core with these features ("dsp", "mve").
+
+    Raises LoweringError naming an operator that has none, or whose sums could overflow.
+    """
+    if isinstance(op, ops.Linear):
+        op, x, y = as_convolution(op, inputs[0], y)
+        return _conv(op, x, y, isa)
+    if isinstance(op, ops.Conv2d):
+        return _conv(op, inputs[0], y, isa)
+    rule = _RULES.get(type(op))
+    if rule is None:
+        raise LoweringError(
+            f"there is no kernel for {op.kind} on microcontrollers",
+            where=op.where or op.name,
+            hint="quantize it, or take it out of the network",
+        )
+    return rule(op, inputs, y)
+
+
+def _conv(op: ops.Conv2d, x: IntegerTensor, y: IntegerTensor, isa: Sequence[str]) -> CKernel:
+    if "dsp" not in isa:
+        return plain.conv(op, x, y)
+    if depthwise.is_depthwise(op):
+        return depthwise.depthwise(op, x, y)
+    return conv.conv(op, x, y)

@@ -1,0 +1,91 @@
+"""The folder that a microcontroller's project takes: sources, build files, tests, a README.
+
+In: a `CModel`, its target and test vectors. Out: the text of every file by name.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hwprune.emulator.boards import BOARDS
+from hwprune.emulator.link import linker_script
+from hwprune.emulator.program import CFLAGS, HARNESS, QUIET, SHIFT, c_files
+from hwprune.emulator.toolchain import mcu_of
+from hwprune.lower.mcu.model import CModel, pointers
+from hwprune.mcu_program import Vectors, sources
+from hwprune.target import Target
+
+_TEMPLATES = ("Makefile", "CMakeLists.txt", "README.md")
+
+
+def artifact_files(model: CModel, target: Target, vectors: Vectors, facts: Any) -> dict[str, str]:
+    """Every file of the artifact but its report. `facts`: name -> text, for the README."""
+    common = c_files()
+    texts = sources(model, vectors)
+    texts |= {n: (common / n).read_text("utf-8") for n in (*HARNESS, "harness.h")}
+    texts["device.ld"] = _device_script(target)
+    emulator = _emulator_script(target)
+    if emulator:
+        texts["emulator.ld"] = emulator
+    values = _values(model, target) | facts
+    for name in _TEMPLATES:
+        texts[name] = _fill(_template(name), values)
+    return texts
+
+
+def _device_script(target: Target) -> str:
+    mcu = mcu_of(target)
+    assert target.flash_bytes and target.sram_bytes
+    return linker_script(
+        mcu.flash_origin, target.flash_bytes, mcu.sram_origin, target.sram_bytes
+    )
+
+
+def _emulator_script(target: Target) -> str:
+    board = BOARDS.get(mcu_of(target).machine)
+    if board is None:
+        return ""
+    assert target.flash_bytes and target.sram_bytes
+    return linker_script(
+        board.code.origin,
+        min(target.flash_bytes, board.code.size),
+        board.data.origin,
+        min(target.sram_bytes, board.data.size),
+        board.extra,
+    )
+
+
+def _values(model: CModel, target: Target) -> dict[str, str]:
+    mcu = mcu_of(target)
+    graph = model.graph
+    arguments = [*pointers(graph.inputs, "input").values()]
+    arguments += pointers(graph.outputs, "output").values()
+    qemu = ["qemu-system-arm", "-M", mcu.machine, *QUIET, "-icount", f"shift={SHIFT}"]
+    return {
+        "NAME": graph.name,
+        "TARGET": target.name,
+        "DESCRIPTION": target.description,
+        "PREFIX": mcu.prefix,
+        "FLAGS": " ".join(mcu.flags),
+        "CFLAGS": " ".join(CFLAGS),
+        "QEMU": " ".join(qemu) if mcu.machine in BOARDS else "",
+        "MACHINE": mcu.machine or "none",
+        "ARENA": str(model.arena_bytes),
+        "PEAK": model.peak,
+        "CONSTANTS": str(model.constant_bytes),
+        "CALL": ", ".join(arguments),
+        "OPERATORS": ", ".join(f"{n} {k}" for k, n in graph.summary()["operators"].items()),
+    }
+
+
+def _template(name: str) -> str:
+    folder = Path(str(files("hwprune.mcu_artifact") / "templates"))
+    return (folder / name).read_text("utf-8")
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    return text

@@ -1,0 +1,65 @@
+"""`hwprune compile` for microcontrollers: the command's options, the library's call, what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hwprune.errors import HwpruneError
+from hwprune.shown import print_json, shown_progress
+
+
+def is_mcu(target: str) -> bool:
+    """Whether a target is a microcontroller. Raises TargetError for an unknown one."""
+    from hwprune.target import load_target
+
+    return load_target(target).kind == "mcu"
+
+
+def compile_for_mcu(
+    given: tuple[Any, Any, Any],
+    asked: Mapping[str, Any],
+    pruning: Mapping[str, Any],
+    out: Path,
+    seed: int,
+    name: str,
+    as_json: bool,
+) -> None:
+    """Compile, write the folder, say what it needs. `given`: model, inputs, calibration images."""
+    from hwprune.mcu_build import compile_mcu
+
+    if asked.get("threads", 1) != 1:
+        raise HwpruneError("a microcontroller has one core", where="threads", hint="leave it at 1")
+    budgets = {k: v for k, v in asked.items() if k not in ("target", "threads")}
+    model, inputs, images = given
+    with shown_progress(as_json) as progress:
+        result = compile_mcu(
+            model, inputs, out=out, target=asked["target"], calibrate=images, budgets=budgets,
+            pruning=pruning, seed=seed, progress=progress, name=name,
+        )  # fmt: skip
+    if as_json:
+        print_json(result.report)
+    else:
+        _show(result.report, out)
+
+
+def _show(report: Mapping[str, Any], out: Path) -> None:
+    console = Console()
+    console.print(
+        f"{report['model']} on {report['target']}: {report['instructions']:,} instructions "
+        f"({report['instructions_per_mac']:.2f} a multiply-accumulate; emulator), "
+        f"{report['latency_ms']:.2f} ms (model)"
+    )
+    console.print(
+        f"SRAM {report['arena_bytes']:,} bytes (no plan needs less than "
+        f"{report['arena_lower_bound_bytes']:,}; peak {report['arena_peak']}), "
+        f"flash {report['flash_bytes']:,} bytes with the test program"
+    )
+    console.print(
+        f"{report['test_vectors']} test vectors equal the integer reference bit for bit; "
+        f"calibrated on {report['calibration']}"
+    )
+    console.print(f"Artifact in {out}: make -C {out} run")
