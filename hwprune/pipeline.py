@@ -21,6 +21,7 @@ from hwprune.atomic import check_writable
 from hwprune.build import Build, build
 from hwprune.capture import Program
 from hwprune.couple import couple
+from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
@@ -28,12 +29,13 @@ from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import interleaved, search
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
-from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.prepare import measure_kernels, open_table, prepare
+from hwprune.progress import Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
 from hwprune.score import Batch, Loss
+from hwprune.score.scoring import Energies
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
 from hwprune.threshold import Weak, weak_units
@@ -235,8 +237,8 @@ def _stages(
                 done.append(Searched(prepared, {}, apply_plan(plan, request.source, prepared)))
             continue
         with clock.stage("score") as advance:
-            scores = scorer(start, prepared.coupling, advance)
-            weak = _weak_units(request, scorer, prepared, advance)
+            scores, energies = scorer.scored(start, prepared.coupling, advance)
+            weak = _weak_units(request, energies, prepared.coupling)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
         done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
@@ -245,11 +247,10 @@ def _stages(
     return done
 
 
-def _weak_units(request: Request, scorer: Scorer, prepared: Prepared, advance: Advance) -> Weak:
+def _weak_units(request: Request, energies: Energies, coupling: Coupling) -> Weak:
     if request.threshold is None:
         return {}
-    strengths = scorer.strengths(prepared.program, prepared.coupling, advance)
-    return weak_units(strengths, prepared.coupling, request.threshold)
+    return weak_units(energies.groups, coupling, request.threshold)
 
 
 def _finish(
