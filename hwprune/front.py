@@ -103,14 +103,15 @@ def compile_point(
     folder = Path(path).parent / chosen.directory
     with clock.stage("capture"):
         program, dense = capture(folder / MODEL), capture(Path(path).parent / DENSE / MODEL)
+    report = read_json(folder / "report.json")
     if recover is not None:
         with clock.stage("recover"):
             program = recover(program)
+        report["fidelity"] = None  # that was of the network before
     with clock.stage("compile"):
         built = [build(p, target, front.threads) for p in (dense, program)]
     with clock.stage("measure"):
         pair = interleaved(built[0].artifact, built[1].artifact)
-    report = read_json(folder / "report.json")
     report["dense"]["latency_us"], report["pruned"]["latency_us"] = pair.dense_us, pair.pruned_us
     report |= {
         "ratio": pair.ratio,
