@@ -23,7 +23,9 @@ from hwprune.errors import BudgetError, HwpruneError
 from hwprune.latency import UNDER
 
 NORM, TAYLOR, ISOMORPHIC = "torch-pruning-norm", "torch-pruning-taylor", "torch-pruning-isomorphic"
+ISOMORPHIC_NORM = "torch-pruning-isomorphic-norm"
 PEERS = (TAYLOR, NORM, ISOMORPHIC)
+LABEL_FREE = (NORM, ISOMORPHIC_NORM)
 
 
 def torch_pruning(subject: Subject, system: str, share: float) -> Timed:
@@ -53,7 +55,7 @@ def _roundings(lanes: int) -> list[int]:
 
 def _maker(subject: Subject, system: str, rounding: int) -> Callable[[float], Candidate]:
     def make(amount: float) -> Candidate:
-        gradients = {} if system == NORM else subject.gradients
+        gradients = {} if system in LABEL_FREE else subject.gradients
         module = with_gradients(copy.deepcopy(subject.dense), gradients)
         pruned, kept = prune(module, subject.example[0], system, 1.0 - amount, rounding)
         program = capture(pruned, subject.example, name=subject.network.name)
@@ -63,16 +65,16 @@ def _maker(subject: Subject, system: str, rounding: int) -> Callable[[float], Ca
 
 
 def prune(
-    module: nn.Module, image: Tensor, system: str, ratio: float, rounding: int
+    module: nn.Module, image: Tensor, system: str, ratio: float, rounding: int, head: str = "head"
 ) -> tuple[nn.Module, Kept]:
     """Prune a module in place to about a ratio fewer channels; and the indices that it kept.
 
-    Criteria that need gradients find them on the parameters. Raises HwpruneError where
-    Torch-Pruning fails, whatever it raises.
+    Its last layer, of name `head`, keeps its outputs. Criteria that need gradients find them on the
+    parameters. Raises HwpruneError where Torch-Pruning fails, whatever it raises.
     """
     shadow = copy.deepcopy(module)
     try:
-        history = _run(module, image, system, ratio, rounding)
+        history = _run(module, image, system, ratio, rounding, head)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise HwpruneError(f"Torch-Pruning failed: {reason}", where=system) from error
@@ -80,22 +82,25 @@ def prune(
     return module, replayed(shadow, image, history)
 
 
-def _run(module: nn.Module, image: Tensor, system: str, ratio: float, rounding: int) -> Any:
+def _run(
+    module: nn.Module, image: Tensor, system: str, ratio: float, rounding: int, head: str
+) -> Any:
     """Prune in place; the history of the pruner."""
     import torch_pruning
 
     norm = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    taylor = torch_pruning.importance.GroupTaylorImportance()
     attentions = [m for m in module.modules() if isinstance(m, Attention)]
     pruner = torch_pruning.pruner.BasePruner(
         module,
         image,
-        importance=norm if system == NORM else torch_pruning.importance.GroupTaylorImportance(),
+        importance=norm if system in LABEL_FREE else taylor,
         global_pruning=True,
-        isomorphic=system == ISOMORPHIC,
+        isomorphic=system in (ISOMORPHIC, ISOMORPHIC_NORM),
         pruning_ratio=ratio,
         head_pruning_ratio=ratio,
         round_to=rounding,
-        ignored_layers=[module.head],
+        ignored_layers=[module.get_submodule(head)],
         num_heads={m.qkv: m.heads for m in attentions},
         prune_num_heads=bool(attentions),
         prune_head_dims=False,

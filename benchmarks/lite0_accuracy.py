@@ -4,8 +4,9 @@
 
 The pretrained network is pruned to a share of its multiply-accumulates and recovered by the label-
 free reconstruction. Rows say how often its top-1 class is the dense network's on photos that
-nothing has seen, and how many of the labelled ones among them are right. Nothing is timed, so the
-rows do not depend on the machine. Rows that FILE has already are not measured again.
+nothing has seen, and how many of the labelled ones among them are right. Torch-Pruning's rows get
+the same recovery. Nothing is timed, so the rows do not depend on the machine. Rows that FILE has
+already are not measured again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
+from benchmarks.accuracy_fit import Candidate
+from benchmarks.accuracy_peers import LABEL_FREE
 from benchmarks.baselines import uniform
+from benchmarks.lite0_peers import within_macs
 from examples import models, photos
 from hwprune.allocate import allocate
 from hwprune.budget import MACS
@@ -40,7 +44,8 @@ from hwprune.target import load_target
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "lite0_accuracy"
 UNIFORM, SENSITIVITY = "uniform", "sensitivity:"
-METHODS = ("l2", UNIFORM, f"{SENSITIVITY}l2", f"{SENSITIVITY}reconstruction")
+OURS = f"{SENSITIVITY}reconstruction"  # what hwprune does by default with images
+METHODS = ("l2", UNIFORM, f"{SENSITIVITY}l2", OURS, *LABEL_FREE)
 BUDGETS = (0.6, 0.5, 0.7, 0.8, 0.9)
 ONE_BUDGET = 0.6
 Row = dict[str, Any]
@@ -60,8 +65,9 @@ class Bench:
 
     def __init__(self, amount: Amount) -> None:
         self.amount = amount
-        example = models.example_input("efficientnet_lite0")
-        self.program: Program = capture(models.efficientnet_lite0(), (example,))
+        self.module = models.efficientnet_lite0()
+        self.example = models.example_input("efficientnet_lite0")
+        self.program: Program = capture(self.module, (self.example,))
         self.prepared: Prepared = prepare(self.program, load_target("host"), threads=1)
         self.images = photos.calibration(amount.calibrate)
         self.judged, self.labels = photos.held_out(amount.judge)
@@ -101,14 +107,25 @@ class Bench:
             found = allocate(scores, prepared.candidates, {MACS: prepared.macs}, budget)
         return dict(found.kept), found.predicted[MACS]
 
-    def row(self, method: str, share: float) -> Row:
-        """Prune, recover and judge once."""
+    def pruned(self, method: str, share: float) -> tuple[Candidate, float]:
+        """A smaller network, and the multiply-accumulates that it takes."""
+        if method in LABEL_FREE:
+            module, peer = within_macs(self.module, "_fc", self.example, method, share)
+            program = capture(module, (self.example,))
+            macs = prepare(program, self.prepared.target, threads=1).dense(MACS)
+            return Candidate(program, peer), macs
         kept, macs = self.kept(method, share)
         plan = Plan(fingerprint(self.program), kept)
-        pruned = rewrite(self.program, self.prepared.coupling, plan)
+        program = rewrite(self.program, self.prepared.coupling, plan)
         indices = kept_indices(self.prepared.coupling, plan, self.program)
+        return Candidate(program, indices), macs
+
+    def row(self, method: str, share: float) -> Row:
+        """Prune, recover and judge once."""
+        candidate, macs = self.pruned(method, share)
+        assert candidate.kept is not None
         batches = self.images.split(16)
-        recovered = reconstruct(self.program, pruned, indices, batches).program
+        recovered = reconstruct(self.program, candidate.program, candidate.kept, batches).program
         outputs = self.outputs(recovered)
         alike = fidelity(lambda i: self.dense[i], lambda i: outputs[i], torch.arange(len(outputs)))
         return {

@@ -104,14 +104,15 @@ def compile_point(
     folder = Path(path).parent / chosen.directory
     with clock.stage("capture"):
         program, dense = capture(folder / MODEL), capture(Path(path).parent / DENSE / MODEL)
+    report = read_json(folder / "report.json")
     if recover is not None:
         with clock.stage("recover"):
             program = recover(program)
+        report["fidelity"] = None  # that was of the network before
     with clock.stage("compile"):
         built = [build(p, target, front.threads) for p in (dense, program)]
     with clock.stage("measure"):
         pair = interleaved(built[0].artifact, built[1].artifact)
-    report = read_json(folder / "report.json")
     add_latency(report, pair)
     report |= {
         "max_rel_error_compiled": built[1].max_rel_error,

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from hwprune.account import HELD_OUT
 from hwprune.atomic import check_writable, replace_directory, write_text
 from hwprune.bench import ROUNDS, RUNS_A_ROUND
 from hwprune.budget import LATENCY, MACS, PARAMS, parse_budget
@@ -26,7 +28,8 @@ from hwprune.capture import capture
 from hwprune.deploy import Artifact
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.front import DENSE, FORMAT, MODEL, Front, Point, pareto
-from hwprune.given import Model, as_program
+from hwprune.given import Model, as_images, as_program
+from hwprune.importance import Importance
 from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.program import Program, fingerprint
@@ -62,7 +65,8 @@ def search(
     Args:
         out: the directory; a search that was stopped goes on there.
         evaluate: how good a module is, more is better; without it, the share of held-out
-            `calibrate` inputs on which the network answers as the dense one does.
+            `calibrate` inputs (every fourth) on which the network's largest output is the dense
+            one's. Four inputs at least, and more than one output.
         recover: as `prune` takes it, after every pruning.
         options: further ones of `hwprune.prune`: importance, seed, attention, ...
 
@@ -73,6 +77,7 @@ def search(
     check_writable(out)
     asked = _budgets(budgets)
     check_recovery(recover, calibrate is not None)
+    Importance.among(options).check(calibrate is not None)
     if evaluate is None and calibrate is None:
         raise HwpruneError(
             "nothing judges the networks", where="evaluate", hint="pass evaluate or calibrate"
@@ -80,6 +85,9 @@ def search(
     read_request(target=target, threads=threads, latency=asked[0])
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
+        images = as_images(calibrate, program)
+    if evaluate is None and images is not None:
+        _check_agreement(program, images)
     folder = Path(out)
     word = recover if isinstance(recover, str) else "none" if recover is None else "a function"
     settings = {
@@ -91,7 +99,7 @@ def search(
         **{k: v for k, v in options.items() if isinstance(v, str | int | float)},
     }
     Trail(folder).begin(settings)
-    given = {"target": target, "threads": threads, "recover": recover, "calibrate": calibrate}
+    given = {"target": target, "threads": threads, "recover": recover, "calibrate": images}
     maker = _Maker(program, folder, evaluate, given | options, clock)
     found = [maker.point(budget) for budget in asked]
     missed = tuple(f"{r['budget']}: {r['failed']}" for r in found if "failed" in r)
@@ -107,6 +115,24 @@ def search(
     write_text(front.path, json.dumps({"format": FORMAT, **asdict(front)}, indent=1) + "\n")
     write_text(folder / PLOT, draw_front(front))
     return front
+
+
+def _check_agreement(program: Program, images: Tensor) -> None:
+    """Raise HwpruneError where agreement with the dense network would say nothing of a network."""
+    if len(images) < HELD_OUT:
+        raise HwpruneError(
+            f"of {len(images)} inputs none is left to judge by",
+            where="calibrate",
+            hint=f"give {HELD_OUT} or more, or pass evaluate",
+        )
+    with torch.no_grad():
+        output = tree_leaves(program.module(*program.inputs))[0]
+    if output.numel() <= len(output):
+        raise HwpruneError(
+            "networks with one output always agree on the largest",
+            where="evaluate",
+            hint="pass a function that judges them",
+        )
 
 
 def _budgets(budgets: Sequence[str | float]) -> list[str]:

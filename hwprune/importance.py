@@ -6,8 +6,9 @@ later judge the result are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from hwprune.program import Program
 from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
 from hwprune.repair import recover_part
-from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance, score
-from hwprune.score.scoring import as_tuple
+from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance
+from hwprune.score.scoring import Energies, as_tuple, compare, find_energies
 from hwprune.sensitivity import measure_sensitivity
 
 AUTO, SENSITIVITY, USUAL = "auto", "sensitivity", "share"
@@ -55,6 +56,12 @@ class Importance:
 
     def check(self, images: bool) -> None:
         """Raise HwpruneError for an unknown name, or where data are missing; before long work."""
+        if self.criterion not in (AUTO, *CRITERIA):
+            raise HwpruneError(
+                f"unknown importance {self.criterion!r}",
+                where="importance",
+                hint=f"one of {', '.join((AUTO, *sorted(CRITERIA)))}",
+            )
         weighed = self.weighed(images)
         if self.normalize is not None and self.normalize not in (*NORMALISATIONS, SENSITIVITY):
             known = ", ".join(sorted((*NORMALISATIONS, SENSITIVITY)))
@@ -71,6 +78,13 @@ class Importance:
                 "normalize 'sensitivity' needs unlabelled images or batches", hint="pass calibrate"
             )
 
+    @staticmethod
+    def among(options: Mapping[str, Any]) -> Importance:
+        """What options of `hwprune.prune` by name, some perhaps not given, say of it."""
+        names = ("aggregate", "normalize", "batches", "loss")
+        given = {name: options[name] for name in names if name in options}
+        return Importance(options.get("importance", AUTO), **given)
+
     def on(self, images: Tensor | None) -> Scorer:
         """What scores the units of a program, given what images there are."""
         return Scorer(self, None if images is None else recover_part(images))
@@ -85,27 +99,24 @@ class Scorer:
 
     def __call__(self, program: Program, coupling: Coupling, advance: Advance) -> Scores:
         """Scores that compare between groups."""
+        return self.scored(program, coupling, advance)[0]
+
+    def scored(
+        self, program: Program, coupling: Coupling, advance: Advance
+    ) -> tuple[Scores, Energies]:
+        """Scores that compare between groups, and the energies that they are made of."""
         asked, weighed = self.asked, self.asked.weighed(self.images is not None)
-        scores = self._score(program, coupling, None if weighed else asked.normalize, advance)
+        energies = find_energies(
+            program, coupling, asked.name(self.images is not None), batches=asked.batches,
+            loss=asked.loss, images=self.images, aggregate=asked.aggregate, seed=asked.seed,
+            progress=advance,
+        )  # fmt: skip
+        scores = compare(energies, coupling, None if weighed else asked.normalize)
         if not weighed:
-            return scores
+            return scores, energies
         batches = sensitivity_batches(program, self.images, asked.batches)
         found = measure_sensitivity(program, coupling, scores, batches, progress=advance)
-        return weigh(scores, found)
-
-    def strengths(self, program: Program, coupling: Coupling, advance: Advance) -> Scores:
-        """Energies over the mean of their group."""
-        return self._score(program, coupling, "mean", advance)
-
-    def _score(
-        self, program: Program, coupling: Coupling, normalize: str | None, advance: Advance
-    ) -> Scores:
-        asked = self.asked
-        return score(
-            program, coupling, asked.name(self.images is not None), batches=asked.batches,
-            loss=asked.loss, images=self.images, aggregate=asked.aggregate, normalize=normalize,
-            seed=asked.seed, progress=advance,
-        )  # fmt: skip
+        return weigh(scores, found), energies
 
 
 def sensitivity_batches(

@@ -22,6 +22,7 @@ from hwprune.bench import Network, final_pair
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
+from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, HEADS, Forms
@@ -30,13 +31,14 @@ from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
-from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.progress import Clock, Progress, Silent
 from hwprune.remote.address import Boards
 from hwprune.remote.measure import open_boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
 from hwprune.score import Batch, Loss
+from hwprune.score.scoring import Energies
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
 from hwprune.threshold import Weak, weak_units
@@ -271,8 +273,8 @@ def _stages(
                 done.append(Searched(prepared, {}, apply_plan(plan, request.source, prepared)))
             continue
         with clock.stage("score") as advance:
-            scores = scorer(start, prepared.coupling, advance)
-            weak = _weak_units(request, scorer, prepared, advance)
+            scores, energies = scorer.scored(start, prepared.coupling, advance)
+            weak = _weak_units(request, energies, prepared.coupling)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
         done.append(
@@ -285,11 +287,10 @@ def _stages(
     return done
 
 
-def _weak_units(request: Request, scorer: Scorer, prepared: Prepared, advance: Advance) -> Weak:
+def _weak_units(request: Request, energies: Energies, coupling: Coupling) -> Weak:
     if request.threshold is None:
         return {}
-    strengths = scorer.strengths(prepared.program, prepared.coupling, advance)
-    return weak_units(strengths, prepared.coupling, request.threshold)
+    return weak_units(energies.groups, coupling, request.threshold)
 
 
 def _finish(

@@ -37,14 +37,14 @@ def check_threshold(threshold: Any) -> float | None:
 
 
 def weak_units(
-    strengths: Mapping[str, np.ndarray], coupling: Coupling, threshold: float
+    energies: Mapping[str, np.ndarray], coupling: Coupling, threshold: float
 ) -> dict[str, np.ndarray]:
     """Which units have less than `threshold` times the mean energy of their group.
 
-    `strengths` are energies to any scale. The strongest of a group is never among them. Branches
+    Energies of a group may have any scale. The strongest of a group is never among them. Branches
     have no others to be weak beside. Raises HwpruneError where no unit is weak.
     """
-    found = {g.name: _over_mean(strengths[g.name]) for g in coupling.groups}
+    found = {g.name: _over_mean(energies[g.name]) for g in coupling.groups}
     weak = {name: values < threshold for name, values in found.items()}
     if not any(mask.any() for mask in weak.values()):
         least = min((float(values.min()) for values in found.values()), default=1.0)

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks import accuracy, accuracy_run, common, readme
 from benchmarks.accuracy_fit import Candidate, Timed, fit
 from benchmarks.accuracy_networks import FULL, Network, scaled
-from benchmarks.accuracy_peers import ISOMORPHIC, NORM, TAYLOR, prune
+from benchmarks.accuracy_peers import ISOMORPHIC, ISOMORPHIC_NORM, NORM, TAYLOR, prune
 from benchmarks.accuracy_run import Bench, Job, check_device
 from benchmarks.accuracy_subject import Subject, with_gradients
 from benchmarks.accuracy_summary import summarise, verdicts
@@ -119,7 +119,13 @@ def test_fitting_over_a_gap_takes_the_slowest_that_is_within():
 
 @pytest.mark.parametrize(
     ("name", "system"),
-    [("resnet20", NORM), ("vgg", TAYLOR), ("mobilenet", ISOMORPHIC), ("vit", TAYLOR)],
+    [
+        ("resnet20", NORM),
+        ("vgg", TAYLOR),
+        ("mobilenet", ISOMORPHIC),
+        ("vit", TAYLOR),
+        ("mobilenet", ISOMORPHIC_NORM),
+    ],
 )
 def test_what_torch_pruning_kept_is_found(name, system):
     """The dense tensors at the kept indices are the pruned ones, element by element."""

@@ -16,6 +16,7 @@ from hwprune.program import Program
 from tests.command_line import refused
 
 X = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(40, 256, generator=torch.Generator().manual_seed(1))
 NET = ("tests.test_front:network", "--input", "2,256")
 
 
@@ -82,7 +83,26 @@ def test_goes_on_without_pruning_again(searched, monkeypatch) -> None:
     again = hwprune.search(network(), (X,), budgets=("60%",), **options)
     assert [p.params for p in again.points] == [p.params for p in front.points]
     with pytest.raises(HwpruneError, match="made with measure 'accuracy', now it is 'agreement'"):
-        hwprune.search(network(), (X,), out=out, recover="none", calibrate=X)
+        hwprune.search(network(), (X,), out=out, recover="none", calibrate=IMAGES)
+
+
+def test_without_labels_held_out_inputs_judge(searched, tmp_path) -> None:
+    front = hwprune.search(network(), (X,), out=tmp_path / "s", budgets=("60%",), calibrate=IMAGES)
+    assert front.measure == "agreement"
+    held_out = IMAGES[::4]
+    found = []
+    with torch.no_grad():
+        wanted = network()(held_out).argmax(1)
+        for p in front.points:
+            pruned = torch.export.load(tmp_path / "s" / p.directory / "model.pt2").module()
+            found.append(float((pruned(held_out).argmax(1) == wanted).float().mean()))
+    assert [p.quality for p in front.points] == pytest.approx(found)
+    assert found[0] == 1.0
+    assert found[1] < 1.0
+    report = json.loads((tmp_path / "s" / front.points[1].directory / "report.json").read_text())
+    assert report["fidelity"]["on"] == "held-out calibration images"
+    assert report["fidelity"]["images"] == 10
+    assert report["recovery"]  # on the other thirty
 
 
 def test_a_point_is_finished(searched, run, tmp_path) -> None:
@@ -105,6 +125,7 @@ def test_a_point_is_finished(searched, run, tmp_path) -> None:
     )
     assert done.status == 0, done.err
     assert hwprune.load(tmp_path / "more")(X.numpy()).min() > 900
+    assert json.loads(done.out)["fidelity"] is None  # what the search saw is another network
 
 
 def test_points_that_there_are_not(searched, run, tmp_path) -> None:
@@ -131,12 +152,24 @@ def test_points_that_there_are_not(searched, run, tmp_path) -> None:
         ({"budgets": ("8ms",)}, BudgetError, "shares of the dense"),
         ({"budgets": ("x",)}, BudgetError, "not a budget"),
         ({"recover": "magic"}, HwpruneError, "unknown recovery"),
+        ({"importance": "magic"}, HwpruneError, "unknown importance 'magic'.*auto, apoz"),
+        ({"importance": "taylor"}, HwpruneError, "'taylor' needs labelled batches"),
+        ({"evaluate": None, "calibrate": IMAGES[:3]}, HwpruneError, "of 3 inputs none is left"),
+        ({"evaluate": None, "calibrate": IMAGES[:0]}, HwpruneError, r"have shape \(0, 256\)"),
     ],
 )
 def test_bad_requests(tmp_path, options, error, match) -> None:
     given = {"out": tmp_path / "out", "evaluate": parameters, **options}
     with pytest.raises(error, match=match):
         hwprune.search(network(), (X,), **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_one_output_is_no_agreement(tmp_path) -> None:
+    net = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 1)).eval()
+    with pytest.raises(HwpruneError, match="evaluate: networks with one output always agree"):
+        hwprune.search(net, (X,), out=tmp_path / "out", calibrate=IMAGES)
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ def network():
 @pytest.mark.parametrize(
     ("options", "images", "match"),
     [
-        ({"criterion": "magic"}, True, "unknown importance 'magic'"),
+        ({"criterion": "magic"}, True, "unknown importance 'magic' .one of auto, apoz"),
         ({"aggregate": "median"}, True, "unknown aggregate 'median'"),
         ({"normalize": "log"}, True, "unknown normalize 'log'.*sensitivity"),
         ({"criterion": "wanda"}, False, "'wanda' needs.*calibrate"),

@@ -127,6 +127,7 @@ def test_training_recovers_every_step() -> None:
         ({"recover": TrainConfig()}, HwpruneError, "needs batches"),
         ({"recover": TrainConfig(), "loader": lambda _: []}, HwpruneError, "steps_per_epoch"),
         ({"recover": "magic"}, HwpruneError, "unknown recovery"),
+        ({"importance": "magic"}, HwpruneError, "unknown importance 'magic'"),
     ],
 )
 def test_bad_requests(options, error, match) -> None:

@@ -178,3 +178,15 @@ class Several(nn.Module):
 
 def test_operators_outside_the_vocabulary_in_a_network() -> None:
     check_network(static(Several(), image(2, 6, 8), torch.tensor([[1, 0, 5]])))
+
+
+class Sized(nn.Module):
+    """Operators that read a tensor for its sizes alone."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        length = x.norm(dim=1, keepdim=True)
+        return length.expand_as(x) + 1.0, x.view_as(y).sum(0), y.reshape_as(x).flip(1)
+
+
+def test_tensors_read_for_their_sizes_alone() -> None:
+    check_network(static(Sized(), image(2, 6), image(2, 3, 2)))

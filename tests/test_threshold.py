@@ -9,6 +9,7 @@ import torch
 
 import hwprune
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.score.gather import gather
 from tests.command_line import refused
 from tests.small_net import small_net
 
@@ -49,6 +50,39 @@ def test_beside_a_budget_both_hold() -> None:
     tight = hwprune.prune(weakened(), (X,), threshold=0.01, macs="30%")
     assert not set(tight.plan.kept["left.0"]) & set(range(20))
     assert tight.report["pruned"]["macs"] <= 0.3 * tight.report["dense"]["macs"]
+
+
+@pytest.mark.slow
+def test_beside_a_latency_both_hold() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
+    ).eval()
+    with torch.no_grad():
+        net[0].weight[:300] *= 0.001
+        net[2].weight[:, :300] *= 0.001
+    x = torch.randn(2, 256)
+    loose = hwprune.prune(net, (x,), threshold=0.01, latency="98%")
+    assert loose.plan.kept["0"] == tuple(range(300, 1024))  # the threshold says what goes
+    tight = hwprune.prune(net, (x,), threshold=0.01, latency="40%")
+    assert set(tight.plan.kept["0"]) < set(range(300, 1024))  # the budget takes more
+    assert tight.report["ratio"] < loose.report["ratio"]
+    assert tight.report["threshold"] == loose.report["threshold"] == 0.01
+
+
+def test_data_are_gathered_once(monkeypatch) -> None:
+    calls: list[str] = []
+
+    def counted(*args, **kwargs):
+        calls.append("gather")
+        return gather(*args, **kwargs)
+
+    monkeypatch.setattr("hwprune.score.scoring.gather", counted)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    options = {"importance": "wanda", "normalize": "share", "recover": "none"}
+    result = hwprune.prune(weakened(), (X,), threshold=0.01, calibrate=images, **options)
+    assert calls == ["gather"]
+    assert not set(result.plan.kept["left.0"]) & set(range(20))
 
 
 def test_a_vector_of_channels_stays() -> None:

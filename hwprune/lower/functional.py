@@ -34,6 +34,13 @@ _VIEWS = frozenset(
     )
 )
 
+_LIKE = {
+    torch.ops.aten.expand_as.default: torch.ops.aten.expand.default,
+    torch.ops.aten.view_as.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.reshape_as.default: torch.ops.aten.reshape.default,
+}
+"""Operators that read a tensor for its sizes alone, and the ones that are given sizes."""
+
 
 def packet(node: fx.Node) -> str:
     """The operator of a node without its overload ("aten.add"); "getitem" or "" for others."""
@@ -165,8 +172,13 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def drop_no_ops(module: fx.GraphModule) -> None:
-    """Remove what does nothing in evaluation. Raises LoweringError for dropout in training mode."""
+    """Remove what does nothing in evaluation; what takes another's sizes gets them as numbers.
+
+    Raises LoweringError for dropout in training mode.
+    """
     for node in list(module.graph.nodes):
+        if node.target in _LIKE:
+            node.target, node.args = _LIKE[node.target], (node.args[0], list(value(node).shape))
         name = packet(node)
         if name in _DROPOUT and argument(node, 2, "train", False):
             raise LoweringError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,18 @@ from hwprune.score.gather import gather
 Scores = Mapping[str, np.ndarray]
 Images = Tensor | Sequence[Tensor]
 IMAGES_PER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Energies:
+    """What a criterion gives every unit before groups are compared, (width,) float64 by group.
+
+    `branches` has one worth for each, in units of an average layer's.
+    """
+
+    criterion: Criterion
+    groups: Mapping[str, np.ndarray]
+    branches: Mapping[str, np.ndarray]
 
 
 def score(
@@ -55,15 +68,42 @@ def score(
     Raises HwpruneError for an unknown name, or where the criterion's data are missing.
     """
     check_importance(importance, aggregate, normalize)
+    energies = find_energies(
+        program, coupling, importance, batches=batches, loss=loss, images=images,
+        aggregate=aggregate, seed=seed, progress=progress,
+    )  # fmt: skip
+    return compare(energies, coupling, normalize)
+
+
+def find_energies(
+    program: Program,
+    coupling: Coupling,
+    importance: str,
+    *,
+    batches: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    images: Images | None = None,
+    aggregate: str | None = None,
+    seed: int = 0,
+    progress: Advance | None = None,
+) -> Energies:
+    """The part of `score` that looks at weights and data: what units are worth within a group."""
+    check_importance(importance, aggregate)
     criterion = CRITERIA[importance]
     evidence = _evidence(program, coupling, criterion, batches, loss, images, seed, progress)
-    energies = _energies(evidence, coupling, criterion, aggregate)
+    groups = _energies(evidence, coupling, criterion, aggregate)
+    return Energies(criterion, groups, score_branches(evidence, coupling, criterion))
+
+
+def compare(
+    energies: Energies, coupling: Coupling, normalize: str | None = None
+) -> dict[str, np.ndarray]:
+    """Scores that compare between groups and branches, from what units are worth within them."""
     groups = {g.name: g for g in coupling.groups}
-    scores = normalise_groups(energies, groups, normalize or criterion.normalize)
-    branches = score_branches(evidence, coupling, criterion)
+    scores = normalise_groups(energies.groups, groups, normalize or energies.criterion.normalize)
     layers = sum(producers(g) for g in groups.values())
     of_a_layer = sum(float(s.sum()) for s in scores.values()) / layers if layers else 1.0
-    return scores | {name: worth * (of_a_layer or 1.0) for name, worth in branches.items()}
+    return scores | {name: worth * (of_a_layer or 1.0) for name, worth in energies.branches.items()}
 
 
 def check_importance(

@@ -18,6 +18,8 @@ from hwprune.coupling import Group, Site
 from hwprune.errors import ArtifactError, HwpruneError
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
 from hwprune.given import Model, as_program
+from hwprune.importance import AUTO as AUTO_IMPORTANCE
+from hwprune.importance import Importance
 from hwprune.pipeline import prune
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
@@ -26,7 +28,7 @@ from hwprune.progress import Progress, Silent
 from hwprune.recover.callback import Callback
 from hwprune.request import read_request
 from hwprune.result import PruneResult
-from hwprune.score import Batch, Loss, score
+from hwprune.score import Batch, Loss
 from hwprune.ways.choose import Chooser
 
 
@@ -36,7 +38,7 @@ class DynamicPruner(Callback):
     Args:
         model: the module that is trained; a Program or a `.pt2` file is trained as `module`.
         every: how many calls of `step` lie between two choices of units.
-        importance, batches, loss, seed: as `hwprune.prune` takes them.
+        importance, batches, loss, seed: as `hwprune.prune` takes them; "auto" is "l2".
 
     Raises a HwpruneError subclass as `hwprune.prune` does.
     """
@@ -52,7 +54,7 @@ class DynamicPruner(Callback):
         latency: str | float | None = None,
         macs: str | float | None = None,
         params: str | float | None = None,
-        importance: str = "l2",
+        importance: str = AUTO_IMPORTANCE,
         attention: str = HEADS,
         grouped: str = AUTO,
         group_norm: str = AUTO,
@@ -70,14 +72,14 @@ class DynamicPruner(Callback):
         if attention == BOTH:
             raise HwpruneError("needs one form", where="attention", hint="heads or head_dim")
         forms = Forms(attention, grouped, group_norm).checked()
+        scoring = Importance(importance, seed=seed, batches=batches, loss=loss)
+        scoring.check(images=False)
         self.program = as_program(model, inputs, name)
         self.module: nn.Module = model if isinstance(model, nn.Module) else self.program.module
         self.prepared = prepare(self.program, request.target, threads, **asdict(forms))
         self.groups = self.prepared.coupling.groups
         self.every, self.count = every, 0
-        self._scoring: dict[str, Any] = {
-            "importance": importance, "batches": batches, "loss": loss, "seed": seed,
-        }  # fmt: skip
+        self._scorer = scoring.on(None)
         self._pruning: dict[str, Any] = {"target": target, "threads": threads, "seed": seed}
         self._chooser = Chooser(self.prepared, request.budgets, progress or Silent())
         self.plan = self._choose()
@@ -124,7 +126,7 @@ class DynamicPruner(Callback):
         self._follow()
         training = self.program.module.training  # it may be the module that is trained
         self.program.module.eval()
-        scores = score(self.program, self.prepared.coupling, **self._scoring)
+        scores = self._scorer(self.program, self.prepared.coupling, lambda done, total: None)
         plan = self._chooser.choose(scores)
         self.program.module.train(training)
         return plan

@@ -24,6 +24,7 @@ from hwprune.build import build
 from hwprune.errors import HwpruneError
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
 from hwprune.given import Model, as_program
+from hwprune.importance import Importance
 from hwprune.latency import Outcome
 from hwprune.pipeline import prune
 from hwprune.plan import Plan
@@ -86,6 +87,7 @@ def prune_iteratively(
     clock = Clock(progress or Silent())
     check_schedule(steps, schedule)
     _check_training(recover, loader, steps_per_epoch, options)
+    Importance.among(options).check(options.get("calibrate") is not None)
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params
     )
@@ -138,7 +140,7 @@ def _settings(
         "steps": steps,
         "schedule": schedule,
         **asdict(forms),
-        "importance": options.get("importance", "l2"),
+        "importance": Importance.among(options).criterion,
         "seed": seed,
         "recover": asdict(recover) if isinstance(recover, TrainConfig) else _word(recover),
     }

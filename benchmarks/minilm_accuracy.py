@@ -1,0 +1,203 @@
+"""How alike a pruned MiniLM-L6 stays without labels, at a measured share of its latency.
+
+    python -m benchmarks.minilm_accuracy [--quick] [--out FILE] [--system NAME] [--budget SHARE]
+
+The pretrained sentence encoder is pruned to a share of its latency (one sentence of 32 tokens, one
+thread) and recovered by the label-free reconstruction on 384 sentences. Rows say how alike its
+embeddings are to the original's on 512 sentences that nothing has seen, and how many of these keep
+their nearest neighbour among them. Rows that FILE has already are not measured again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hwprune
+from benchmarks import common
+from benchmarks.accuracy_fit import Candidate, Timed
+from benchmarks.accuracy_networks import Network
+from benchmarks.accuracy_subject import Subject, parameters
+from benchmarks.accuracy_systems import allocated, recovered
+from examples import sentences
+from examples.fashion_mnist import Split
+from hwprune.errors import HwpruneError
+from hwprune.program import Program
+from hwprune.recover import TrainConfig, fidelity
+from hwprune.repair import recover_part
+
+HEADS, HEAD_DIM, BOTH, UNIFORM = "hwprune", "hwprune-head-dim", "hwprune-both", "uniform"
+BUDGETS = (0.75, 0.5)
+KEY = ("system", "budget")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many sentences there are for each purpose; a quarter of the first only judges."""
+
+    calibrate: int = 512
+    judge: int = 512
+
+
+def ours(subject: Subject, share: float, attention: str) -> Timed:
+    """hwprune with calibration sentences, within a share of the dense latency."""
+    result = hwprune.prune(
+        subject.program,
+        latency=share,
+        attention=attention,
+        calibrate=subject.data.images,
+        recover="none",
+    )
+    return Timed(Candidate(result.program, result.kept), subject.time(result.program))
+
+
+SYSTEMS: Mapping[str, Callable[[Subject, float], Timed]] = {
+    HEADS: partial(ours, attention="heads"),
+    UNIFORM: partial(allocated, method="uniform"),
+    BOTH: partial(ours, attention="both"),
+    HEAD_DIM: partial(ours, attention="head_dim"),
+}
+
+
+class Bench:
+    """The dense encoder, the sentences, and what is shared by all rows."""
+
+    def __init__(self, amount: Amount) -> None:
+        ids = sentences.calibration(amount.calibrate)
+        network = Network(
+            "minilm_l6", lambda _: sentences.minilm_l6(), TrainConfig(), TrainConfig()
+        )
+        unlabelled = Split(ids, torch.zeros(len(ids), dtype=torch.int64))
+        self.subject = Subject(network, sentences.minilm_l6(), unlabelled, seed=0)
+        self.judged = sentences.held_out(amount.judge)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """Embeddings of the sentences to judge by, (N, 384)."""
+        return self.embeddings(self.subject.program)
+
+    def embeddings(self, program: Program) -> Tensor:
+        """Of the sentences to judge by, (N, 384), of length one."""
+        with torch.no_grad():
+            return torch.cat([program.module(ids) for ids in self.judged.split(32)])
+
+    def row(self, system: str, share: float) -> Row:
+        """Prune, time, recover and judge once."""
+        timed = SYSTEMS[system](self.subject, share)
+        candidate, pair = timed.candidate, timed.pair
+        after = recovered(self.subject, candidate)
+        assert after is not None
+        return {
+            "model": self.subject.network.name,
+            "system": system,
+            "budget": share,
+            "ratio": round(pair.ratio, 5),
+            "latency_us": round(pair.pruned_us, 2),
+            "dense_latency_us": round(pair.dense_us, 2),
+            "latency_source": "device",
+            "macs": self.subject.macs(candidate.program),
+            "params": parameters(candidate.program),
+            "cosine_pruned": self.cosine(candidate.program),
+            "cosine": self.cosine(after),
+            "neighbour_kept": round(neighbours_kept(self.dense, self.embeddings(after)), 5),
+            **self.counts(),
+        }
+
+    def cosine(self, program: Program) -> float:
+        """Mean cosine of a network's embeddings to the original's."""
+        outputs = self.embeddings(program)
+        places = torch.arange(len(outputs))
+        found = fidelity(lambda i: self.dense[i], lambda i: outputs[i], places)
+        return round(found["cosine"], 5)
+
+    def counts(self) -> dict[str, int]:
+        """How many sentences, of how many tokens at most, a row is of."""
+        used, judged = len(recover_part(self.subject.data.images)), len(self.judged)
+        return {"calibrated_on": used, "judged_on": judged, "tokens": sentences.TOKENS}
+
+
+def neighbours_kept(before: Tensor, after: Tensor) -> float:
+    """The share of rows, of length one each, whose nearest other row stays the same one."""
+    nearest = [
+        (rows @ rows.T).fill_diagonal_(float("-inf")).argmax(1)
+        for rows in (before.double(), after.double())
+    ]
+    return float((nearest[0] == nearest[1]).double().mean())
+
+
+def plan_rows(systems: Sequence[str] | None, budgets: Sequence[float] | None) -> list[Row]:
+    """What is measured, the most telling first."""
+    return [
+        {"system": system, "budget": budget}
+        for system in systems or SYSTEMS
+        for budget in budgets or BUDGETS
+    ]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows by budget, the most alike first; what failed last, and why."""
+    measured = [row for row in rows if "reason" not in row]
+    common.table(
+        "MiniLM-L6, label-free: embeddings of held-out sentences against the original's",
+        ("system", "asked", "latency", "ms", "MACs", "cosine, pruned", "recovered", "neighbour"),
+        [
+            [
+                row["system"],
+                f"{100 * row['budget']:.0f} %",
+                f"{100 * row['ratio']:.1f} %",
+                f"{row['latency_us'] / 1000:.2f}",
+                f"{row['macs'] / 1e6:.0f} M",
+                f"{row['cosine_pruned']:.3f}",
+                f"{row['cosine']:.3f}",
+                f"{100 * row['neighbour_kept']:.0f} %",
+            ]
+            for row in sorted(measured, key=lambda r: (-r["budget"], -r["cosine"]))
+        ],
+    )
+    for row in rows:
+        if "reason" in row:
+            line = f"{row['system']} at {row['budget']:.0%}: {row['reason']}"
+            common.console.print(line, style="yellow", markup=False)
+
+
+def measure(bench: Bench, wanted: Row) -> Row:
+    """A row, or why there is none."""
+    try:
+        return bench.row(wanted["system"], wanted["budget"])
+    except HwpruneError as error:
+        return wanted | {"model": bench.subject.network.name, "reason": str(error)}
+
+
+def main() -> None:
+    parser = common.parser(__doc__, "few sentences, one system, one budget: checks that it runs")
+    parser.add_argument("--system", action="append", choices=[*SYSTEMS], help="repeatable")
+    parser.add_argument("--budget", action="append", type=float, help="share of the dense latency")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
+    systems, budgets = options.system, options.budget
+    if options.quick:
+        systems, budgets = systems or [HEADS], budgets or [BUDGETS[0]]
+    try:
+        bench = Bench(Amount(64, 64) if options.quick else Amount())
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from error
+    rows = [row for row in common.rows_of(options.out) if "reason" not in row]
+    known = [{name: row[name] for name in KEY} for row in rows]
+    for wanted in plan_rows(systems, budgets):
+        if wanted in known:
+            continue
+        common.console.print(f"{wanted['system']} at {wanted['budget']:.0%}")
+        rows.append(measure(bench, wanted))
+        common.finish(options.out, rows)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
