@@ -1,7 +1,7 @@
-"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser makes of it.
+"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser says of it.
 
-In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop with the most
-multiply-adds, and `Analysis`: its cycles by the analyser's model of a core. The model knows no
+In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop that matters,
+and `Analysis`: its cycles by the analyser's model of a core. The model knows no
 caches: every load hits level 1.
 """
 
@@ -83,9 +83,16 @@ def innermost_loops(assembly: str) -> list[Loop]:
 
 
 def hot_loop(assembly: str) -> Loop:
-    """The innermost loop with the most multiply-adds; without a loop an empty one."""
+    """The innermost loop where multiply-adds are densest, of those that have many of them.
+
+    Many are half of the most. A transform, unrolled, may have more than the products have that it
+    is made for, and an unrolled depthwise convolution more than the expansion before it. Without
+    a loop an empty one.
+    """
     loops = innermost_loops(assembly)
-    return max(loops, key=lambda loop: len(loop.multiply_adds), default=Loop(()))
+    most = max((len(loop.multiply_adds) for loop in loops), default=0)
+    many = [loop for loop in loops if 2 * len(loop.multiply_adds) >= most]
+    return max(many, key=lambda loop: len(loop.multiply_adds) / len(loop.lines), default=Loop(()))
 
 
 def analyser() -> str:

@@ -17,7 +17,7 @@ LEAST = {
     "first-3x3": 32, "first-7x7": 32, "expand-3x3": 48, "depthwise-3x3": 24, "depthwise-5x5": 25,
     "linear-rows": 48,
 }  # fmt: skip
-DEPTHWISE = ("depthwise-3x3", "depthwise-5x5", "expand-3x3")  # the longest loop, there
+DEPTHWISE = ("depthwise-3x3", "depthwise-5x5")
 BY_LANE = tuple(c for c in LEAST if c not in DEPTHWISE)
 IN_ORDER = ("3x3-stride", "1x1@14", "expand-3x3", "depthwise-3x3")
 KERNELS = [("cortex-a72", c) for c in LEAST] + [("cortex-a53", c) for c in IN_ORDER]
@@ -112,7 +112,7 @@ def test_loops_and_spills_are_found() -> None:
     assert [line.split()[0] for line in first.spills] == ["ldr", "str"]
     assert (second.scalar, second.spills) == (("fmadd\ts0, s1, s2, s3",), ())
     assert (len(third.multiply_adds), third.spills) == (2, ())  # no frame: x29 is like any other
-    assert hot_loop(TEXT) == third
+    assert hot_loop(TEXT) == third  # two of four lines, where the first has one of six
     assert hot_loop("") == Loop(())
 
 
