@@ -23,7 +23,6 @@ from hwprune.program import specialize
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.report.sensitivity import save_plot
 from hwprune.score import Batch, Loss
-from hwprune.score.scoring import as_tuple
 from hwprune.sensitivity import SHARES, measure_sensitivity
 
 JSON_FILE, PLOT_FILE = "sensitivity.json", "sensitivity.svg"
@@ -76,12 +75,13 @@ def find_sensitivity(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         given = as_images(calibrate, program)
+        asked = asked.read(program)
     with clock.stage("couple"):
         coupling = couple(specialize(program), **asdict(forms))
     with clock.stage("score") as advance:
         scores = asked.on(given)(program, coupling, advance)
-    measured: list[Batch] = [(as_tuple(x), labels) for x, labels in batches or ()]
-    if batches is None:
+    measured = asked.batches
+    if measured is None:
         measured = sensitivity_batches(program, given, None, images)
     with clock.stage("sensitivity") as advance:
         found = measure_sensitivity(

@@ -19,6 +19,7 @@ from hwprune.capture import capture
 from hwprune.errors import HwpruneError
 from hwprune.program import Program
 from hwprune.progress import Clock, Progress, Silent
+from hwprune.repair import recover_by
 from hwprune.report import write_report
 from hwprune.request import read_target
 from hwprune.result import export_bytes
@@ -107,7 +108,7 @@ def compile_point(
     report = read_json(folder / "report.json")
     if recover is not None:
         with clock.stage("recover"):
-            program = recover(program)
+            program = recover_by(recover, program)
         report["fidelity"] = None  # that was of the network before
     with clock.stage("compile"):
         built = [build(p, target, front.threads) for p in (dense, program)]

@@ -8,6 +8,7 @@ search.svg, a folder for each point) from which work goes on.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -199,10 +200,22 @@ class _Maker:
     def _judge(self, program: Program) -> float:
         assert self.evaluate is not None
         program.module.eval()
-        with self.clock.stage("evaluate"), torch.no_grad():
-            quality = float(self.evaluate(program.module))
-        if quality != quality:
-            raise HwpruneError("gave NaN", where="evaluate", hint="more must be better")
+        try:
+            with self.clock.stage("evaluate"), torch.no_grad():
+                found = self.evaluate(program.module)
+        except HwpruneError:
+            raise
+        except Exception as error:
+            text = f"your function failed: {type(error).__name__}: {error}"
+            raise HwpruneError(text, where="evaluate") from error
+        try:
+            quality = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            quality = math.nan
+        if not math.isfinite(quality):
+            raise HwpruneError(
+                f"your function gave {found!r}", where="evaluate", hint="a number, more is better"
+            )
         return quality
 
     def _read(self, name: str) -> dict[str, Any]:

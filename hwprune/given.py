@@ -23,16 +23,38 @@ def as_program(model: Model, inputs: Sequence[Tensor] | None, name: str) -> Prog
 
 
 def as_images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> Tensor | None:
-    """Unlabelled inputs as one tensor; checked against the model's input."""
+    """Unlabelled inputs as one tensor of the input's dtype.
+
+    Raises HwpruneError where they do not fit the model's input or hold what is not finite.
+    """
     if calibrate is None:
         return None
-    images = calibrate if isinstance(calibrate, Tensor) else torch.cat(list(calibrate))
-    wanted = tuple(program.inputs[0].shape[1:])
-    if tuple(images.shape[1:]) != wanted or len(images) == 0:
-        raise HwpruneError(
-            f"calibration inputs have shape {tuple(images.shape)}, the model takes (N, {wanted})",
-            where="calibrate",
-        )
     if len(program.inputs) != 1:
         raise HwpruneError("calibration needs a model with one input", where="calibrate")
+    wanted = program.inputs[0]
+    parts = [calibrate] if isinstance(calibrate, Tensor) else list(calibrate)
+    if not parts or sum(len(part) for part in parts) == 0:
+        raise HwpruneError("there are no calibration inputs", where="calibrate")
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise HwpruneError(
+                f"calibration inputs are tensors, not {type(part).__name__}",
+                where="calibrate",
+                hint="pass them without labels",
+            )
+        if part.shape[1:] != wanted.shape[1:]:
+            found, takes = tuple(part.shape), ("N", *wanted.shape[1:])
+            raise HwpruneError(
+                f"calibration inputs have shape {found}, the model takes "
+                f"({', '.join(map(str, takes))})",
+                where="calibrate",
+            )
+        if part.is_floating_point() != wanted.is_floating_point():
+            raise HwpruneError(
+                f"calibration inputs are {part.dtype}, the model takes {wanted.dtype}",
+                where="calibrate",
+            )
+    images = torch.cat(parts).to(wanted.dtype)
+    if images.is_floating_point() and not bool(images.isfinite().all()):
+        raise HwpruneError("calibration inputs hold values that are not finite", where="calibrate")
     return images

@@ -7,7 +7,7 @@ later judge the result are not looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +20,8 @@ from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
 from hwprune.repair import recover_part
 from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance
-from hwprune.score.scoring import Energies, as_tuple, compare, find_energies
+from hwprune.score.batches import as_tuple, read_batches
+from hwprune.score.scoring import Energies, compare, find_energies
 from hwprune.sensitivity import measure_sensitivity
 
 AUTO, SENSITIVITY, USUAL = "auto", "sensitivity", "share"
@@ -84,6 +85,12 @@ class Importance:
         names = ("aggregate", "normalize", "batches", "loss")
         given = {name: options[name] for name in names if name in options}
         return Importance(options.get("importance", AUTO), **given)
+
+    def read(self, program: Program) -> Importance:
+        """The same with its batches read, once, and checked against the program."""
+        if self.batches is None:
+            return self
+        return replace(self, batches=read_batches(self.batches, program))
 
     def on(self, images: Tensor | None) -> Scorer:
         """What scores the units of a program, given what images there are."""

@@ -113,9 +113,13 @@ def read_inputs(
     if calibrate is not None:
         from hwprune.recover import load_images
 
-        shape = inputs[0].shape if inputs else _own_shape(given)
+        first = inputs[0] if inputs else _own_input(given)
+        shape = first.shape
         _check_channels(scale, int(shape[1]) if len(shape) > 1 else 1)
-        images = load_images(calibrate, tuple(shape), limit=160, mean=scale[0], std=scale[1])
+        images = load_images(
+            calibrate, tuple(shape), limit=160, mean=scale[0], std=scale[1],
+            dtype=first.dtype,
+        )  # fmt: skip
     return given, inputs, images
 
 
@@ -148,10 +152,10 @@ def _check_channels(scale: tuple[tuple[float, ...], tuple[float, ...]], channels
             )
 
 
-def _own_shape(path: Path) -> Any:
+def _own_input(path: Path) -> Any:
     from hwprune.capture import capture
 
-    return capture(path).inputs[0].shape
+    return capture(path).inputs[0]
 
 
 def units(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:

@@ -126,8 +126,7 @@ def prune(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
-    scores = scorer.on(images)
-    done = _stages(request, program, forms, scores, clock)
+    done = _stages(request, program, forms, scorer.read(program).on(images), clock)
     return _finish(request, done, recover, images, seed, clock)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwprune.account import HELD_OUT
 from hwprune.errors import HwpruneError
@@ -42,7 +42,7 @@ def repair(
     """The recovered program, and how well each layer was reconstructed."""
     if callable(how):
         with clock.stage("recover"):
-            return how(outcome.program), []
+            return recover_by(how, outcome.program), []
     if how in (None, "none") or images is None:
         return outcome.program, []
     fitted = recover_part(images).split(16)
@@ -52,6 +52,26 @@ def repair(
         )
     rows = [{"layer": e.name, "before": e.before, "after": e.after} for e in repaired.layers]
     return repaired.program, rows
+
+
+def recover_by(how: Callable[[Program], Program], program: Program) -> Program:
+    """What the user's own recovery makes of a program. Raises HwpruneError where it fails."""
+    try:
+        found = how(program)
+    except HwpruneError:
+        raise
+    except Exception as error:
+        raise HwpruneError(
+            f"your function failed: {type(error).__name__}: {error}", where="recover"
+        ) from error
+    if not isinstance(found, Program):
+        kind = "a module" if isinstance(found, nn.Module) else type(found).__name__
+        raise HwpruneError(
+            f"your function gave {kind}, not a Program",
+            where="recover",
+            hint="return the Program that it got, its module trained, or another",
+        )
+    return found
 
 
 def recover_part(images: Tensor) -> Tensor:

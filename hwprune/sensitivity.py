@@ -33,7 +33,7 @@ from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
 from hwprune.score.criterion import ACTIVATIONS
 from hwprune.score.evidence import Gathered, Read
-from hwprune.score.gather import gather
+from hwprune.score.gather import gather, loss_of
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
 
@@ -116,9 +116,13 @@ class _Runner:
             seen = gather(program, coupling, (), ACTIVATIONS, batches, None, 0, _silent)
             self.means = {name: _means(seen, reads) for name, reads in seen.reads.items()}
         self.frontier = Frontier(self.module, [inputs for inputs, _ in batches])
-        self.whole = [_numbers(self.frontier.finish(i)) for i in range(len(batches))]
+        outputs = [self.frontier.finish(i) for i in range(len(batches))]
+        self.whole = [_numbers(some) for some in outputs]
         if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
             raise HwpruneError("the network's outputs are not finite", where=program.name)
+        for i, some in enumerate(outputs if loss is not None else ()):
+            assert loss is not None
+            loss_of(loss, some, batches[i][1], f"batch {i}")
 
     def names(self) -> list[str]:
         """Groups in the order of the network, then branches."""

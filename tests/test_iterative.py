@@ -126,6 +126,7 @@ def test_training_recovers_every_step() -> None:
         ({"attention": "both"}, HwpruneError, "one form"),
         ({"recover": TrainConfig()}, HwpruneError, "needs batches"),
         ({"recover": TrainConfig(), "loader": lambda _: []}, HwpruneError, "steps_per_epoch"),
+        ({"recover": TrainConfig(), "loader": []}, HwpruneError, "gives no batches"),
         ({"recover": "magic"}, HwpruneError, "unknown recovery"),
         ({"importance": "magic"}, HwpruneError, "unknown importance 'magic'"),
     ],

@@ -23,8 +23,9 @@ def load_images(
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """All images below `directory` as one float32 tensor (N, channels, height, width).
+    """All images below `directory` as one tensor (N, channels, height, width) of `dtype`.
 
     Args:
         directory: searched recursively for pictures, and for `.npy` arrays, which are taken
@@ -33,6 +34,7 @@ def load_images(
         limit: at most so many, drawn at random (seeded).
         mean, std: pictures are scaled to [0, 1], then (x - mean) / std, per channel or one for all.
         seed: of the draw.
+        dtype: of the model's input; one of whole numbers takes arrays of these only.
 
     Raises HwpruneError where there is no directory or no image, or an image is unreadable or
     of the wrong shape.
@@ -47,14 +49,20 @@ def load_images(
     if limit is not None and limit < len(files):
         chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
         files = [files[i] for i in sorted(chosen)]
-    return torch.stack([_load(file, tuple(shape[1:]), mean, std) for file in files])
+    return torch.stack([_load(file, tuple(shape[1:]), mean, std, dtype) for file in files])
 
 
 def _load(
-    file: Path, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
+    file: Path,
+    shape: tuple[int, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
 ) -> Tensor:
     if file.suffix.lower() == ".npy":
-        return _load_array(file, shape)
+        return _load_array(file, shape, dtype)
+    if not dtype.is_floating_point:
+        raise ModelError(f"a picture cannot be an input of {dtype}", where=str(file))
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ModelError(
             f"a picture cannot be an input of shape {shape}",
@@ -64,12 +72,12 @@ def _load(
     image_module = pillow()
     try:
         with image_module.open(file) as image:
-            return picture_tensor(image, shape, mean=mean, std=std)
+            return picture_tensor(image, shape, mean=mean, std=std).to(dtype)
     except OSError as error:
         raise HwpruneError(f"not a readable picture: {error}", where=str(file)) from error
 
 
-def _load_array(file: Path, shape: tuple[int, ...]) -> Tensor:
+def _load_array(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -78,7 +86,11 @@ def _load_array(file: Path, shape: tuple[int, ...]) -> Tensor:
         raise ModelError(
             f"the array has shape {array.shape}, the model takes {shape}", where=str(file)
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    if not dtype.is_floating_point and array.dtype.kind not in "iub":
+        raise ModelError(f"the array is {array.dtype}, the model takes {dtype}", where=str(file))
+    if array.dtype.kind not in "iubf":
+        raise HwpruneError(f"the array holds no numbers but {array.dtype}", where=str(file))
+    tensor = torch.from_numpy(np.array(array)).to(dtype)
     if not bool(tensor.isfinite().all()):
         raise HwpruneError("the array has values that are not finite", where=str(file))
     return tensor

@@ -57,7 +57,7 @@ def gather(
                 if loss is None:
                     value = projection(outputs, generator)
                 else:
-                    value = _loss(loss, outputs, their, f"batch {done}")
+                    value = loss_of(loss, outputs, their, f"batch {done}")
                 _add_gradients(program, owners, found, probe.probes, value)
             advance(done + 1, len(batches))
     if gradients and not found.gradients:
@@ -65,7 +65,7 @@ def gather(
     return found
 
 
-def _loss(loss: Loss, outputs: Any, labels: Any, where: str) -> Tensor:
+def loss_of(loss: Loss, outputs: Any, labels: Any, where: str) -> Tensor:
     """The loss of a batch. Raises HwpruneError where it fails, is no number or not finite."""
     try:
         value = loss(outputs, labels)

@@ -14,6 +14,7 @@ from hwprune.errors import HwpruneError
 from hwprune.program import Program
 from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
+from hwprune.score.batches import read_batches
 from hwprune.score.branches import own_layers, score_branches
 from hwprune.score.combine import AGGREGATES, check_names, normalise_groups, producers
 from hwprune.score.criterion import CRITERIA, GRADIENTS, SAMPLES, Criterion
@@ -172,22 +173,11 @@ def _batches(
 ) -> list[Batch]:
     """What is run: labelled batches where there are some, else images, in batches."""
     if batches is not None and (loss is not None or criterion.needs not in (GRADIENTS, SAMPLES)):
-        found: list[Batch] = [(as_tuple(inputs), labels) for inputs, labels in batches]
-        if not found:
-            raise HwpruneError(
-                f"importance {criterion.name!r}: there are no batches", where="batches",
-                hint="check the loader",
-            )  # fmt: skip
-        return found
+        return read_batches(batches, program)
     if images is None:
         raise _missing(criterion)
     cut = images.split(IMAGES_PER_BATCH) if isinstance(images, Tensor) else images
     return [(batch, None) for batch in as_batches(cut, program)]
-
-
-def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The inputs of a batch, where one may be given by itself."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def _missing(criterion: Criterion) -> HwpruneError:

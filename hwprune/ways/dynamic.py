@@ -79,7 +79,7 @@ class DynamicPruner(Callback):
         self.prepared = prepare(self.program, request.target, threads, **asdict(forms))
         self.groups = self.prepared.coupling.groups
         self.every, self.count = every, 0
-        self._scorer = scoring.on(None)
+        self._scorer = scoring.read(self.program).on(None)
         self._pruning: dict[str, Any] = {"target": target, "threads": threads, "seed": seed}
         self._chooser = Chooser(self.prepared, request.budgets, progress or Silent())
         self.plan = self._choose()

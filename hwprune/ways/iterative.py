@@ -8,7 +8,7 @@ that it starts from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -33,7 +33,7 @@ from hwprune.program import Program, fingerprint
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.recover import TrainConfig, finetune
 from hwprune.recover.train import Loader
-from hwprune.repair import check_recovery
+from hwprune.repair import check_recovery, recover_by
 from hwprune.request import Request, read_request
 from hwprune.result import PruneResult
 from hwprune.rewrite import kept_indices
@@ -121,6 +121,8 @@ def _check_training(
         raise HwpruneError("a TrainConfig needs batches", where="recover", hint="pass loader")
     if steps_per_epoch is None and not hasattr(loader, "__len__"):
         raise HwpruneError("how long is the loader?", where="loader", hint="pass steps_per_epoch")
+    if steps_per_epoch is None and isinstance(loader, Sized) and len(loader) == 0:
+        raise HwpruneError("the loader gives no batches", where="loader")
 
 
 def _settings(
@@ -134,6 +136,7 @@ def _settings(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint must have been made with to be gone on with."""
+    word = recover if isinstance(recover, str) else "a function"
     return {
         "model": fingerprint(program),
         "budgets": {_NAMES[r]: str(b) for r, b in request.budgets.items()},
@@ -142,12 +145,8 @@ def _settings(
         **asdict(forms),
         "importance": Importance.among(options).criterion,
         "seed": seed,
-        "recover": asdict(recover) if isinstance(recover, TrainConfig) else _word(recover),
+        "recover": asdict(recover) if isinstance(recover, TrainConfig) else word,
     }
-
-
-def _word(recover: str | Callable[[Program], Program]) -> str:
-    return recover if isinstance(recover, str) else "a function"
 
 
 @dataclass
@@ -231,16 +230,18 @@ class _Steps:
             config = replace(self.recover, seed=self.recover.seed + step)
             length = self.steps_per_epoch or len(self.loader)  # type: ignore[arg-type]
             with self.clock.stage(f"train, step {step}") as advance:
-                finetune(
+                done = finetune(
                     program.module, self.loader, length, config, teacher=self.teacher,
                     checkpoint=self.trail.training(step),
                     progress=lambda s: advance(
                         s.epoch * length + s.index + 1, config.epochs * length
                     ),
                 )  # fmt: skip
+            if done.stopped:
+                raise HwpruneError(done.stopped, where=f"pruning step {step}", hint="lower lr")
         elif callable(self.recover):
             with self.clock.stage(f"recover, step {step}"):
-                return self.recover(program)
+                return recover_by(self.recover, program)
         return program
 
     def result(self) -> PruneResult:
