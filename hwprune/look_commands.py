@@ -125,6 +125,8 @@ def profile_command(
     if as_json:
         print_json(vars(done))
     else:
+        if done.model:
+            Console().print(f"{done.predicted} kernels predicted, not measured: {done.model}")
         Console().print(
             f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
             f"{done.seconds:.0f} s; table {done.table}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account
+from hwprune.account import Facts, account, add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
 from hwprune.build import Build, build
@@ -23,10 +23,12 @@ from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
+from hwprune.estimate import describe_model, estimate_pair
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import interleaved, search
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
@@ -80,7 +82,8 @@ def prune(
     Args:
         model: a module, an ExportedProgram, or the path of a `.pt2` file.
         inputs: example inputs, batch first; may be None where the program brings its own.
-        target: a target's name; a latency budget measures kernels on this machine.
+        target: a target's name; a latency budget measures kernels on this machine, or predicts
+            those of a device that is not here (docs/prediction.md).
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         threshold: units go whose energy is less than this share of their group's mean, alone or
             beside budgets (`hwprune.threshold`).
@@ -148,7 +151,10 @@ def compile_pruned(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
-    """Prune, compile, measure dense and pruned side by side, and write the artifact directory."""
+    """Prune, compile, measure dense and pruned side by side, and write the artifact directory.
+
+    For a device that is not here both latencies are predicted, and the report says so.
+    """
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
@@ -156,6 +162,11 @@ def compile_pruned(
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
+    if is_predicted(result.target):
+        _predicted_latency(result, final)
+        result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
+        save(result, final.artifact, out)
+        return result, final.artifact
     if timing is None:
         with clock.stage("compile dense"):
             dense = build(result.dense, result.target, threads)
@@ -204,11 +215,16 @@ def profile(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
-    with open_table(chosen) as table, clock.stage("measure kernels") as advance:
+    what = "predict kernels" if is_predicted(chosen) else "measure kernels"
+    with open_table(chosen) as table, clock.stage(what) as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
-    return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
+    described = describe_model(chosen, threads) if is_predicted(chosen) else ""
+    return ProfileResult(
+        done.measured, done.reused, failed, done.seconds, path,
+        predicted=done.predicted, model=described,
+    )  # fmt: skip
 
 
 def _stages(
@@ -281,6 +297,14 @@ def _finish(
         recovered.module, outcome.plan, kept, report, recovered, prepared.program,
         prepared.coupling, certificate, request.target, request.threads, outcome,
     )  # fmt: skip
+
+
+def _predicted_latency(result: PruneResult, final: Build) -> None:
+    """Of a device that is not here, where the search has not asked for it yet."""
+    result.report["max_rel_error_compiled"] = final.max_rel_error
+    if result.outcome.estimate is None:
+        found = estimate_pair(result.dense, result.program, result.target, result.threads)
+        add_estimate(result.report, found)
 
 
 def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from hwprune.budget import Budget
 from hwprune.errors import BudgetError
-from hwprune.measure import Measured, measure
+from hwprune.measure import Measured
+from hwprune.obtain import obtain
 from hwprune.prepare import Prepared
 from hwprune.price import extremes
 from hwprune.table import LatencyTable
@@ -32,7 +33,7 @@ def check_latency(
     ends = extremes(prepared.sites, prepared.candidates)
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
-    done = measure(workloads, prepared.target, threads, table, progress=advance)
+    done = obtain(workloads, prepared.target, threads, table, progress=advance)
     if done.failed:
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)

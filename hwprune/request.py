@@ -9,7 +9,10 @@ from pathlib import Path
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.build import check_compiler
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
+from hwprune.predict.calibration import find_model
+from hwprune.predict.machine import Machine
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
 
@@ -53,7 +56,9 @@ def read_request(
         raise BudgetError(
             "no budget given", hint="pass latency, macs, params or threshold; or a plan"
         )
-    chosen = read_target(target, threads, compiles=compiles or LATENCY in budgets)
+    chosen = read_target(target, threads, measures=LATENCY in budgets, compiles=compiles)
+    if LATENCY in budgets and not is_predicted(chosen):
+        check_compiler()
     if isinstance(plan, str | Path):
         return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
     return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
@@ -64,13 +69,17 @@ def read_target(
 ) -> Target:
     """The target of this name; whether kernels are measured, and a network compiled, for it here.
 
-    Raises HwpruneError where this machine cannot do that.
+    Kernels of a device that is not here are predicted instead. Raises HwpruneError where this
+    machine cannot do that.
     """
     target = load_target(name)
     if threads < 1:
         raise HwpruneError(f"{threads} threads", where="threads", hint="at least 1")
-    if measures or compiles:
+    if measures and is_predicted(target):
+        find_model(target, Machine.of(target, threads))
+    elif measures:
         check_runnable(target)
     if compiles:
+        check_runnable(target)
         check_compiler()
     return target

@@ -57,13 +57,18 @@ class PruneResult:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What `profile` did: rows measured, reused and failed, and the table they are in."""
+    """What `profile` did: rows measured, reused and failed, and the table they are in.
+
+    Of a device that is not here rows are `predicted`, by a `model` in a line.
+    """
 
     measured: int
     reused: int
     failed: tuple[str, ...]
     seconds: float
     table: str
+    predicted: int = 0
+    model: str = ""
 
 
 def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:

@@ -168,6 +168,15 @@ class LatencyTable:
                 raise self._corrupt(f"row {number}", "its key is not a kernel") from error
             yield self._row(workload, threads, values)
 
+    def count(self) -> int:
+        """How many rows there are of this toolchain and schedule version."""
+        with self._explained():
+            found = self._db.execute(
+                "SELECT COUNT(*) FROM latency WHERE toolchain=? AND schedule=?",
+                (self.provenance.toolchain, self.provenance.schedule),
+            ).fetchone()
+        return int(found[0])
+
     def check(self) -> int:
         """Validate the file and every row; how many rows there are. Raises TableError."""
         with self._explained():
