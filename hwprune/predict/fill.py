@@ -22,6 +22,7 @@ from hwprune.predict.model import Predicted
 from hwprune.predict.planned import planned_works
 from hwprune.provenance import Provenance, provenance_of
 from hwprune.table import LatencyTable, Row
+from hwprune.tables.store import shipped
 from hwprune.target import Target
 
 BATCH = 64
@@ -69,9 +70,11 @@ def predict_rows(
     wanted = tuple(dict.fromkeys(workloads))
     made: list[Row] = []
     reused = 0
+    ships = _shipped(target, table.provenance)
     with _board_tables(table) as boards:
         for done, workload in enumerate(wanted, start=1):
-            measured, known = _measured(workload, threads, boards), table.get(workload, threads)
+            known = table.get(workload, threads)
+            measured = _measured(workload, threads, boards) or ships.get((workload.key(), threads))
             if known is not None and (known.source != MODEL or measured is None):
                 reused += 1
             else:
@@ -103,6 +106,13 @@ def _predict(
     """The sum of the kernel's parts."""
     works, model = planned_works(workload, target, machine.threads), calibrated.model
     return model.bounded(float(model.median_us(works, machine).sum()))
+
+
+def _shipped(target: Target, provenance: Provenance) -> dict[tuple[str, int], Row]:
+    """Measured rows that ship with the target, of today's toolchain and schedules."""
+    found = shipped(target)
+    rows = found.rows(provenance.toolchain, provenance.schedule) if found else {}
+    return {key: row for key, row in rows.items() if row.source != MODEL}
 
 
 def _measured(workload: Workload, threads: int, boards: Iterable[LatencyTable]) -> Row | None:
