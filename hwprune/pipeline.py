@@ -162,18 +162,18 @@ def compile_pruned(
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
+    result.report["max_rel_error_compiled"] = final.max_rel_error
+    result.report["ran_on"] = final.checked_by
     if is_predicted(result.target):
-        _predicted_latency(result, final)
-        result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
-        save(result, final.artifact, out)
-        return result, final.artifact
-    if timing is None:
-        with clock.stage("compile dense"):
-            dense = build(result.dense, result.target, threads)
-    else:
-        dense = timing.dense
-    with clock.stage("measure"):
-        _final_latency(result.report, dense, final)
+        _predicted_latency(result)
+    elif final.artifact.loaded:
+        if timing is None:
+            with clock.stage("compile dense"):
+                dense = build(result.dense, result.target, threads)
+        else:
+            dense = timing.dense
+        with clock.stage("measure"):
+            _final_latency(result.report, dense, final)
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -299,9 +299,8 @@ def _finish(
     )  # fmt: skip
 
 
-def _predicted_latency(result: PruneResult, final: Build) -> None:
+def _predicted_latency(result: PruneResult) -> None:
     """Of a device that is not here, where the search has not asked for it yet."""
-    result.report["max_rel_error_compiled"] = final.max_rel_error
     if result.outcome.estimate is None:
         found = estimate_pair(result.dense, result.program, result.target, result.threads)
         add_estimate(result.report, found)
@@ -312,7 +311,6 @@ def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
     report["dense"]["latency_us"] = pair.dense_us
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio
-    report["max_rel_error_compiled"] = pruned.max_rel_error
     if "predicted_us" in report["pruned"]:
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         report["prediction_error"] = share / pair.ratio - 1

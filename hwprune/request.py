@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
-from hwprune.build import check_compiler
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.llvm_target import check_llvm
 from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.predict.calibration import find_model
 from hwprune.predict.machine import Machine
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
+from hwprune.toolchain import linker
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_request(
         )
     chosen = read_target(target, threads, measures=LATENCY in budgets, compiles=compiles)
     if LATENCY in budgets and not is_predicted(chosen):
-        check_compiler()
+        linker(chosen)
     if isinstance(plan, str | Path):
         return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
     return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
@@ -80,6 +81,7 @@ def read_target(
     elif measures:
         check_runnable(target)
     if compiles:
-        check_runnable(target)
-        check_compiler()
+        linker(target)
+    if measures or compiles:
+        check_llvm(target)
     return target

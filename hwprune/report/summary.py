@@ -72,7 +72,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     verdict = "passed" if certificate["passed"] else "FAILED"
     yield "certificate", f"{verdict}, largest relative error {certificate['max_rel_error']:.1e}"
     if "max_rel_error_compiled" in report:
-        yield "compiled against PyTorch", f"relative error {report['max_rel_error_compiled']:.1e}"
+        yield "compiled against PyTorch", _compiled(report)
     if "prediction_error" in report:
         yield "predicted against measured", f"{100 * report['prediction_error']:+.1f} %"
     if report.get("sources"):
@@ -104,6 +104,14 @@ def _interval(report: Report) -> str:
     pruned = report["pruned"]
     low, high = (pruned[f"latency_{end}_us"] / 1000 for end in ("low", "high"))
     return f"{low:.2f} to {high:.2f} ms, {report['latency_model']}"
+
+
+def _compiled(report: Report) -> str:
+    """How far the code is from PyTorch, and what ran it where that was not this machine."""
+    error, ran_on = report["max_rel_error_compiled"], report.get("ran_on")
+    if error is None:
+        return "not run: it is another machine's, and no emulator is installed (qemu-user-static)"
+    return f"relative error {error:.1e}" + (f", under {ran_on}" if ran_on else "")
 
 
 def _percent(share: float) -> str:
