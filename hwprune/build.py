@@ -6,11 +6,11 @@ our schedules are trusted only as far as their outputs agree.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,33 +22,39 @@ from torch import Tensor
 from hwprune.atomic import check_room
 from hwprune.capture import Program, specialize
 from hwprune.deploy import LIBRARY, Artifact, Manifest, TensorInfo
-from hwprune.errors import LoweringError, ToolchainError
+from hwprune.emulate import run_flat
+from hwprune.errors import LoweringError
 from hwprune.lower import Lowered, lower
 from hwprune.target import Target, required_isa
+from hwprune.toolchain import emulator, linker, runs_here
 
-COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 CODE_BYTES = 4 << 20
 TOLERANCE = 1e-4  # relative to the largest output, float32
 
 
 @dataclass(frozen=True)
 class Build:
-    """A compiled network, how it was lowered, and its largest error against PyTorch."""
+    """A compiled network, how it was lowered, and its largest error against PyTorch.
+
+    The code ran here (`checked_by` is ""), or under the emulator that `checked_by` names. None
+    where it did not run: it is another machine's, and there is no emulator.
+    """
 
     artifact: Artifact
     lowered: Lowered
-    max_rel_error: float
+    max_rel_error: float | None
+    checked_by: str = ""
 
 
 def build(program: Program, target: Target, threads: int) -> Build:
-    """Lower, compile, load and check a program.
+    """Lower, compile, load and check a program; a foreign target's under an emulator, if any.
 
     Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`
     or a tensor is empty or too large, ArtifactError if the code does not run on this CPU,
     ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is no
     room for it.
     """
-    check_compiler()
+    linker(target)
     check_room(tempfile.gettempdir(), _temporary_bytes(program))
     static = specialize(program)
     lowered = lower(static, target, threads)
@@ -57,24 +63,22 @@ def build(program: Program, target: Target, threads: int) -> Build:
     try:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
-        artifact = Artifact(directory, _manifest(static, reference, target, threads))
+        manifest = _manifest(static, reference, target, threads)
+        artifact = Artifact(directory, manifest, loaded=runs_here(target))
         weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    return Build(artifact, lowered, _check(artifact, static, reference))
-
-
-def check_compiler() -> None:
-    """Raise ToolchainError unless there is a compiler to link with, where TVM looks for it."""
-    given = os.environ.get("CXX") or os.environ.get("CC")
-    names = (given,) if given else COMPILERS
-    if not any(shutil.which(name) for name in names):
-        raise ToolchainError(
-            f"no C++ compiler found (looked for {', '.join(names)})",
-            where="CXX" if given else "PATH",
-            hint="install the Debian package g++",
-        )
+    inputs = [t.detach().numpy() for t in static.inputs]
+    if artifact.loaded:
+        result = artifact(*inputs)
+        found = list(result) if isinstance(result, tuple) else [result]
+        return Build(artifact, lowered, compare(found, static, reference))
+    runner = emulator(target)
+    if runner is None:
+        return Build(artifact, lowered, None)
+    found = run_flat(directory / LIBRARY, lowered.flat(), target, inputs)
+    return Build(artifact, lowered, compare(found, static, reference), runner.name)
 
 
 def run_torch(program: Program) -> tuple[Tensor, ...]:
@@ -114,9 +118,10 @@ def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _check(artifact: Artifact, program: Program, reference: tuple[Tensor, ...]) -> float:
-    result = artifact(*(t.detach().numpy() for t in program.inputs))
-    compiled = result if isinstance(result, tuple) else (result,)
+def compare(
+    compiled: Sequence[np.ndarray], program: Program, reference: tuple[Tensor, ...]
+) -> float:
+    """The largest error over the largest output. Raises LoweringError above `TOLERANCE`."""
     worst = 0.0
     for ours, theirs in zip(compiled, reference, strict=True):
         expected = theirs.detach().numpy().astype(np.float64)

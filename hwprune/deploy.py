@@ -89,14 +89,20 @@ class Artifact:
 
     Call it with one array per input (shapes and dtypes as in `manifest.inputs`); it returns one
     array, or a tuple where the network has several outputs. Raises ArtifactError before any of its
-    code is loaded if that needs instructions that this CPU lacks.
+    code is loaded if that needs instructions that this CPU lacks; one that is not to be loaded, for
+    it is another machine's, can be saved and raises ArtifactError where it is run.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        _check_cpu(directory, manifest)
+    def __init__(self, directory: Path, manifest: Manifest, *, loaded: bool = True) -> None:
         self.directory = directory
         self.manifest = manifest
-        tvm = load_tvm()
+        self.loaded = loaded
+        if loaded:
+            _check_cpu(directory, manifest)
+            self._load()
+
+    def _load(self) -> None:
+        directory, manifest, tvm = self.directory, self.manifest, load_tvm()
         try:
             library = tvm.runtime.load_module(str(directory / LIBRARY))
             self._device = tvm.cpu()
@@ -114,6 +120,7 @@ class Artifact:
 
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Run the network. Raises ArtifactError on a wrong number, shape or dtype of inputs."""
+        self._check_loaded()
         self._check(inputs)
         _use_threads(self.manifest.threads)
         for slot, array in zip(self._inputs, inputs, strict=True):
@@ -168,6 +175,14 @@ class Artifact:
                 where=str(self.directory),
                 hint="compile the model again",
             ) from error
+
+    def _check_loaded(self) -> None:
+        if not self.loaded:
+            raise ArtifactError(
+                f"is for target {self.manifest.target!r} and does not run on this machine",
+                where=str(self.directory),
+                hint="save it, copy it to that machine and load it there",
+            )
 
     def _check(self, inputs: Sequence[np.ndarray]) -> None:
         expected = self.manifest.inputs

@@ -15,19 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account
+from hwprune.account import Facts, account, add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
 from hwprune.bench import Final, Network, final_pair
-from hwprune.build import Build, build
+from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
+from hwprune.estimate import describe_model, estimate_pair
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
@@ -84,7 +86,8 @@ def prune(
     Args:
         model: a module, an ExportedProgram, or the path of a `.pt2` file.
         inputs: example inputs, batch first; may be None where the program brings its own.
-        target: a target's name; a latency budget measures kernels on this machine.
+        target: a target's name; a latency budget measures kernels on this machine, or predicts
+            those of a device that is not here (docs/prediction.md).
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         threshold: units go whose energy is less than this share of their group's mean, alone or
             beside budgets (`hwprune.threshold`).
@@ -158,7 +161,10 @@ def compile_pruned(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
-    """Prune, compile, measure dense and pruned side by side, and write the artifact directory."""
+    """Prune, compile, measure dense and pruned side by side, and write the artifact directory.
+
+    For a device that is not here both latencies are predicted, and the report says so.
+    """
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
@@ -168,15 +174,19 @@ def compile_pruned(
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
-    if timing is None:
-        with clock.stage("compile dense"):
-            dense = build(result.dense, result.target, threads)
-    else:
-        dense = timing.dense
-    with clock.stage("measure"):
-        networks = Network(dense, result.dense), Network(final, result.program)
-        found = final_pair(boards, *networks, result.target)
-        _final_latency(result.report, found, final)
+    result.report["max_rel_error_compiled"] = final.max_rel_error
+    result.report["ran_on"] = final.checked_by
+    if boards is None and is_predicted(result.target):
+        _predicted_latency(result)
+    elif boards is not None or final.artifact.loaded:
+        if timing is None:
+            with clock.stage("compile dense"):
+                dense = build(result.dense, result.target, threads)
+        else:
+            dense = timing.dense
+        with clock.stage("measure"):
+            networks = Network(dense, result.dense), Network(final, result.program)
+            _final_latency(result.report, final_pair(boards, *networks, result.target))
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -224,11 +234,16 @@ def profile(
     prepared = prepare(program, chosen, threads, **asdict(forms))
     if boards is not None:
         return _profile_boards(prepared, boards, clock)
-    with open_table(chosen) as table, clock.stage("measure kernels") as advance:
+    what = "predict kernels" if is_predicted(chosen) else "measure kernels"
+    with open_table(chosen) as table, clock.stage(what) as advance:
         done = measure_kernels(prepared, table, advance)
         path = str(table.path)
     failed = tuple(w.op for w in done.failed)
-    return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
+    described = describe_model(chosen, threads) if is_predicted(chosen) else ""
+    return ProfileResult(
+        done.measured, done.reused, failed, done.seconds, path,
+        predicted=done.predicted, model=described,
+    )  # fmt: skip
 
 
 def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> ProfileResult:
@@ -238,7 +253,7 @@ def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> Profile
         failed = tuple(w.op for w in done.failed)
         return ProfileResult(
             done.measured, done.reused, failed, done.seconds, str(found.table.path),
-            found.facts.brief, tuple(found.warnings),
+            board=found.facts.brief, warnings=tuple(found.warnings),
         )  # fmt: skip
 
 
@@ -318,14 +333,20 @@ def _finish(
     )  # fmt: skip
 
 
-def _final_latency(report: dict[str, Any], found: Final, pruned: Build) -> None:
+def _predicted_latency(result: PruneResult) -> None:
+    """Of a device that is not here, where the search has not asked for it yet."""
+    if result.outcome.estimate is None:
+        found = estimate_pair(result.dense, result.program, result.target, result.threads)
+        add_estimate(result.report, found)
+
+
+def _final_latency(report: dict[str, Any], found: Final) -> None:
     pair = found.pair
     if found.board:
         report["board"], report["warnings"] = found.board, list(found.warnings)
     report["dense"]["latency_us"] = pair.dense_us
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio
-    report["max_rel_error_compiled"] = pruned.max_rel_error
     if "predicted_us" in report["pruned"]:
         share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
         report["prediction_error"] = share / pair.ratio - 1

@@ -126,8 +126,13 @@ def check_runnable(target: Target, facts: CpuFacts | None = None) -> None:
         raise TargetError(
             f"target {target.name!r} does not run on this machine (runner {target.runner!r})"
         )
+    check_code(target, facts)
+
+
+def check_code(target: Target, facts: CpuFacts | None = None) -> None:
+    """Raise TargetError unless this CPU has the instructions of a target's code."""
     facts = facts or read_cpu()
-    if architecture(target, facts) != _ARCHITECTURES.get(facts.machine, facts.machine):
+    if architecture(target, facts) != host_architecture(facts):
         raise TargetError(
             f"target {target.name!r} is for {architecture(target, facts)}, "
             f"this machine is {facts.machine}",
@@ -148,6 +153,12 @@ def architecture(target: Target, facts: CpuFacts) -> str:
     triple = str(target.tvm_target.get("mtriple") or facts.machine)
     name = triple.partition("-")[0]
     return _ARCHITECTURES.get(name, name)
+
+
+def host_architecture(facts: CpuFacts | None = None) -> str:
+    """This machine's architecture, by the name that targets have for it."""
+    machine = (facts or read_cpu()).machine
+    return _ARCHITECTURES.get(machine, machine)
 
 
 def required_isa(target: Target) -> tuple[str, ...]:

@@ -30,7 +30,6 @@ from hwprune.remote import fleet as fleet_module
 from hwprune.remote import measure as measure_module
 from hwprune.remote.address import Address, Boards, Patience
 from hwprune.remote.compile import Batch
-from hwprune.remote.fleet import Fleet
 from hwprune.remote.measure import measure_on, open_boards
 from hwprune.remote.plan import launch_plan
 from hwprune.table import LatencyTable
@@ -335,17 +334,15 @@ def test_another_version_of_tvm(tmp_path: Path) -> None:
 def test_code_for_another_architecture(server: Process) -> None:
     target = load_target("cortex-a72")
     if shutil.which(target.toolchain) is None:
-        with pytest.raises(ToolchainError, match="Debian package g\\+\\+-aarch64-linux-gnu"):
-            Fleet(board(server), target, 1)
-        return
+        pytest.skip(f"{target.toolchain} is not installed")
     error = _refused(board(server), target)
     assert "the board cannot load code for 'cortex-a72'" in str(error)
     assert error.where == str(server.address)
 
 
 def test_a_missing_compiler(server: Process) -> None:
-    target = replace(TARGET, toolchain="aarch64-linux-gnu-g++-99")
-    with pytest.raises(ToolchainError, match=r"aarch64-linux-gnu-g\+\+-99 is not installed"):
+    target = replace(load_target("cortex-a72"), toolchain="armv9-linux-gnu-g++")
+    with pytest.raises(ToolchainError, match=r"Debian package g\+\+-armv9-linux-gnu"):
         with open_boards(board(server), target, 1):
             pass
 

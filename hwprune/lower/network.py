@@ -13,6 +13,7 @@ import numpy as np
 from hwprune.capture import Program
 from hwprune.errors import LoweringError
 from hwprune.lower.arena import Arena, plan_arena
+from hwprune.lower.flat import FlatNetwork, flatten
 from hwprune.lower.fold import fold_batch_norm
 from hwprune.lower.fuse import fuse_graph
 from hwprune.lower.kernels import kernel_for, tvm_target
@@ -20,6 +21,7 @@ from hwprune.lower.limits import check_calls
 from hwprune.lower.relax import compile_module, function_names, relax_module
 from hwprune.lower.spec import Call, Kernel, Workload
 from hwprune.target import Target, check_runnable
+from hwprune.toolchain import linker
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 
@@ -40,8 +42,10 @@ class Lowered:
         arena: Arena,
         target: Target,
         threads: int,
+        flat: Callable[[], FlatNetwork],
     ) -> None:
         self.executable, self.calls = executable, calls
+        self.flat = flat  # the network as `flat_runner.c` runs it, beside the library
         self.arena, self.target, self.threads = arena, target, threads
         self.rules: dict[str, tuple[str, str]] = {
             c.name: (kernels[c.workload].rule, kernels[c.workload].reason) for c in calls
@@ -58,10 +62,16 @@ class Lowered:
         return [np.asarray(tensor.numpy()) for tensor in results]
 
     def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write a shared library that `tvm.runtime.load_module` loads for the Relax VM."""
-        file = Path(path)
+        """Write a shared library that `tvm.runtime.load_module` loads for the Relax VM.
+
+        Raises ToolchainError if there is nothing to link it with.
+        """
+        file, compiler = Path(path), linker(self.target)
+        options: dict[str, Any] = {}
+        if compiler is not None:
+            options["fcompile"] = load_tvm().support.cc.cross_compiler(compiler)
         try:
-            self.executable.export_library(str(file))
+            self.executable.export_library(str(file), **options)
         except Exception as error:
             raise LoweringError(f"cannot link {file.name}: {error}", where=str(file)) from error
         return file
@@ -165,7 +175,12 @@ def lower(program: Program, target: Target, threads: int) -> Lowered:
         executable = compile_module(module, tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the network: {error}") from error
-    return Lowered(executable, fused.calls, kernels, arena, target, threads)
+    names = function_names([call.workload for call in fused.calls])
+
+    def flat() -> FlatNetwork:
+        return flatten(fused, folded.module, kernels, names, arena, target.lanes, threads)
+
+    return Lowered(executable, fused.calls, kernels, arena, target, threads, flat)
 
 
 def _kernel(call: Call, program: Program, target: Target, threads: int) -> Kernel:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from hwprune.lower import parameters
 from hwprune.lower.arena import Arena
-from hwprune.lower.functional import get_tensor
 from hwprune.lower.fuse import Fused
-from hwprune.lower.reference import pack as pack_layout
-from hwprune.lower.spec import PACKED, Call, Kernel, TensorSpec, Workload
+from hwprune.lower.spec import Call, Kernel, Workload
 from hwprune.tvm_runtime import compiling, load_tvm
 
 
@@ -117,21 +116,13 @@ class _Writer:
         return self.values[name]
 
     def _constant_value(self, name: str) -> Any:
-        tensor = get_tensor(self.module, self.fused.constants[name]).detach()
-        if name.endswith(f"@{PACKED}"):
-            spec = TensorSpec(tuple(tensor.shape), "float32", PACKED)
-            tensor = pack_layout(tensor, spec, self.lanes)
-        return self._constant(tensor.numpy())
+        return self._constant(parameters.constant(name, self.fused, self.module, self.lanes))
 
     def _weights(self, call: Call) -> list[Any]:
         """The packed parameters of a call as constants, shared between calls that read the same."""
         key = (call.params, call.workload)
         if key not in self.constants:
-            arrays = tuple(
-                get_tensor(self.module, name).detach().reshape(spec.shape).numpy()
-                for name, spec in zip(call.params, call.workload.params, strict=True)
-            )
-            packed = self.kernels[call.workload].pack(arrays)
+            packed = parameters.weights(call, self.kernels, self.module)
             self.constants[key] = [self._constant(a) for a in packed]
         return self.constants[key]
 

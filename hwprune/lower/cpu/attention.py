@@ -77,7 +77,8 @@ class _Plan:
         One register in eight is left to the constants of the softmax, which LLVM keeps alive.
         """
         vectors, registers = self.vectors(size), self.context.registers * 7 // 8
-        return tiles.choose(1, self.queries, vectors, registers, one_row=True)
+        pipes = self.context.pipes
+        return tiles.choose(1, self.queries, vectors, registers, one_row=True, pipes=pipes)
 
     @property
     def block(self) -> int:
@@ -194,7 +195,7 @@ class _Plan:
         limit: int,
     ) -> None:
         lanes = self.context.lanes
-        acc = product(tile, depth, lambda r, k: left(row + r, k), right, block)
+        acc = product(tile, depth, lambda r, k, j: left(row + r, k + j), right, block)
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             i = r * tile.blocks + b
             if limit % lanes == 0:

@@ -161,14 +161,14 @@ class _Writer:
         if not plan.few_positions:
             return None
         steps = plan.chunk_steps(part) * plan.taps
-        lines = steps * plan.reduction.step
+        rows = steps * plan.reduction.step
         following = index * chunks + chunk + 1
         return Share(
             weight=self.weight,
             block=part.start + following // chunks * part.size,
             blocks=part.size,
-            first=following % chunks * lines,
-            lines=lines,
+            first=following % chunks * rows,
+            rows=rows,
             slot=number * steps,
             slots=plan.positions * steps,
         )
@@ -190,23 +190,30 @@ class _Writer:
                 for i in range(plan.taps):  # outside the loop over taps, or LLVM spills
                     fetch(k * plan.taps + i)
             dy, dx = self._taps(nest)
+
+            def value(position: Expr, ci: Expr) -> Expr:
+                row, col = place.row + position // tile.cols, place.col + position % tile.cols
+                return self._read(start + (first + k) * step, ci, row, col, dy, dx)
+
+            if plan.held:
+                value = emit.held(tile.rows * tile.cols, lanes, value)
             with unroll(step) as ci, unroll(tile.rows) as r, unroll(tile.cols) as c:
                 with unroll(tile.blocks) as b:
-                    row, col = place.row + r, place.col + c
-                    value = self._read(start + (first + k) * step, ci, row, col, dy, dx)
                     weight = [place.block + b, first + k, dy, dx, ci]
-                    i = (r * tile.cols + c) * tile.blocks + b
+                    position = r * tile.cols + c
+                    i = position * tile.blocks + b
                     with T.vectorized(lanes) as lane:
-                        term = value * self.weight[(*weight, lane)]
+                        term = value(position, ci) * self.weight[(*weight, lane)]
                         T.buffer_store(acc, acc[i, lane] + term, [i, lane])
 
     def _taps(self, nest: ExitStack) -> tuple[Expr, Expr]:
         """The loops over the taps: LLVM unrolls a row of few, which pays for plain inputs only.
 
-        There taps share the inputs they read. Elsewhere it spills, and one flat loop is safe.
+        There taps share the inputs they read. Elsewhere, and where LLVM orders instructions for a
+        core that runs them in order, it spills, and one flat loop is safe.
         """
         kh, kw = self.plan.geometry.kernel
-        if self.plan.plain:
+        if self.plan.shares_inputs:
             return nest.enter_context(loop(kh)), nest.enter_context(loop(kw))
         tap = nest.enter_context(loop(kh * kw))
         return tap // kw, tap % kw

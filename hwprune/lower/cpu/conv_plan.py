@@ -47,9 +47,17 @@ class Plan:
         )
         blocks = emit.blocks(g.out_channels, context.lanes)
         registers = context.registers
-        if plain:  # LLVM unrolls the taps of a row, and keeps the inputs that they share.
-            registers = registers * 11 // 16
-        tile = tiles.choose(rows, cols, 1 if g.groups > 1 else blocks, registers, one_row=rows == 1)
+        if plain and not context.pipes.in_order:
+            registers = registers * 11 // 16  # LLVM keeps the inputs that the taps of a row share
+        tile = tiles.choose(
+            rows,
+            cols,
+            1 if g.groups > 1 else blocks,
+            registers,
+            one_row=rows == 1,
+            pipes=context.pipes,
+            held=context.held(reduction.step),
+        )
         return Plan(workload, context, g, reduction, tile)
 
     @property
@@ -58,9 +66,19 @@ class Plan:
         return self.workload.inputs[0].layout == PLAIN
 
     @property
+    def shares_inputs(self) -> bool:
+        """Whether the taps of a row are unrolled, so that they share the inputs they read."""
+        return self.plain and not self.context.pipes.in_order
+
+    @property
     def flat(self) -> bool:
         """The plane is handled as one row of pixels."""
         return self.geometry.pointwise and not self.plain
+
+    @property
+    def held(self) -> bool:
+        """Whether a step's inputs are a vector a position, of which multiply-adds take a lane."""
+        return self.context.held(self.reduction.step) > 0
 
     @property
     def taps(self) -> int:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hwprune.lower.cpu.tiles import WIDE, Pipes
 from hwprune.lower.spec import ALIGNMENT, TensorSpec, Workload
-from hwprune.target import Target
+from hwprune.target import Core, Target
 from hwprune.tvm_runtime import load_tvm
 
 load_tvm()
@@ -73,6 +74,11 @@ class Context:
     threads: int
     l1_bytes: int
     l2_bytes: int
+    pipes: Pipes = WIDE
+
+    def held(self, step: int) -> int:
+        """`step` where values of so many steps are held in a register, of which lanes are used."""
+        return step if self.pipes.lane_operand and step == self.lanes else 0
 
     @staticmethod
     def of(target: Target, threads: int) -> Context:
@@ -83,7 +89,19 @@ class Context:
             threads,
             target.l1d_bytes or 32 << 10,
             target.l2_bytes or 256 << 10,
+            _pipes(target.core) if target.core else WIDE,
         )
+
+
+def _pipes(core: Core) -> Pipes:
+    return Pipes(
+        core.fma_per_cycle,
+        core.fma_latency_cycles,
+        core.loads_per_cycle,
+        core.issue_width,
+        core.lane_operand,
+        core.in_order,
+    )
 
 
 def blocks(channels: int, lanes: int) -> int:
@@ -131,6 +149,14 @@ def store_vector(
     """`buffer[*index, 0:lanes] = value(lane)` as one vector store."""
     with T.vectorized(lanes) as lane:
         T.buffer_store(buffer, value(lane), [*index, lane])
+
+
+def held(count: int, lanes: int, value: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    """`value(i, lane)` of `count` vectors, each loaded once and held in a register."""
+    vectors = T.alloc_buffer((count, lanes), "float32", scope="local", annotations=ON_STACK)
+    with unroll(count) as i:
+        store_vector(vectors, [i], lanes, lambda lane: value(i, lane))
+    return lambda i, lane: vectors[i, lane]
 
 
 @contextmanager
@@ -186,6 +212,11 @@ def prefetch(buffer: Buffer, index: list[Expr], level: int) -> None:
     """
     address = T.address_of(buffer[tuple(index)])
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, 0, 4 - level, 1))
+
+
+def line_vectors(lanes: int) -> int:
+    """Vectors in a cache line."""
+    return max(ALIGNMENT // (4 * lanes), 1)
 
 
 def balance(count: int, threads: int) -> float:

@@ -61,7 +61,15 @@ class _Plan:
         g = Geometry.of(second)
         down = depthwise.Plan(second, context, g, bordered=True)
         blocks = emit.blocks(g.channels, context.lanes)
-        tile = tiles.choose(1, _copied(g), blocks, context.registers, one_row=True)
+        tile = tiles.choose(
+            1,
+            _copied(g),
+            blocks,
+            context.registers,
+            one_row=True,
+            pipes=context.pipes,
+            held=context.held(conv_plan.STEP),
+        )
         return _Plan(context, replace(conv_plan.Plan.of(first, context), tile=tile), down)
 
     @property
@@ -170,10 +178,11 @@ class _Band:
         weight, epilogue = self.up
         lanes, read = self.plan.context.lanes, self._reader
 
-        def left(r: Expr, k: Expr) -> Expr:
-            return self.x[self.n, k // lanes, h, col + r, k % lanes]
+        def left(r: Expr, k: Expr, j: Expr) -> Expr:
+            return self.x[self.n, k // lanes, h, col + r, k % lanes + j]
 
-        acc = product(tile, self.plan.depth, left, weight, self.block)
+        held = self.plan.context.held(emit.step(self.plan.depth)) > 0
+        acc = product(tile, self.plan.depth, left, weight, self.block, held=held)
 
         def sums(c: Expr, b: Expr, lane: Expr) -> Expr:
             return acc[c * tile.blocks + b, lane]

@@ -18,22 +18,26 @@ LEVEL = 2  # of cache, where they wait
 class Share:
     """Fetches a chunk of weights of `blocks` vectors, one share a tile of positions.
 
-    `lines` cache lines of each vector's weights, from line `first` of vector `block` on, are
-    spread evenly over `slots` steps of the reduction, of which this tile does those from `slot` on.
+    The cache lines of `rows` steps of each vector's weights, from step `first` of vector `block`
+    on, are spread evenly over `slots` steps of the reduction, of which this tile does those from
+    `slot` on.
     """
 
     weight: Buffer  # a vector's lines follow one another: (vectors, ..., lanes)
     block: Expr
     blocks: int
     first: Expr
-    lines: int
+    rows: int
     slot: Expr
     slots: int
 
     def __call__(self, done: Expr) -> None:
         """Fetch what step `done` of this tile has to."""
         inner, lanes = [0] * (len(self.weight.shape) - 2), int(self.weight.shape[-1])
-        line = self.first + (self.slot + done) * self.lines // self.slots
+        line = emit.line_vectors(lanes)
+        lines = emit.blocks(self.rows, line)
+        row = self.first + (self.slot + done) * lines // self.slots * line
         for b in range(self.blocks):
-            for i in range(emit.blocks(self.lines, self.slots)):
-                emit.prefetch(self.weight, [self.block + b, *inner, (line + i) * lanes], LEVEL)
+            for i in range(emit.blocks(lines, self.slots)):
+                at = [self.block + b, *inner, (row + i * line) * lanes]
+                emit.prefetch(self.weight, at, LEVEL)

@@ -66,7 +66,20 @@ class _Plan:
         """One row streams eight vectors of weights; more rows share them as a convolution does."""
         if self.rows < FEW:
             return tiles.Tile(1, 1, min(8, self.blocks))
-        return tiles.choose(1, self.rows, self.blocks, self.context.registers, one_row=True)
+        return tiles.choose(
+            1,
+            self.rows,
+            self.blocks,
+            self.context.registers,
+            one_row=True,
+            pipes=self.context.pipes,
+            held=self.held,
+        )
+
+    @property
+    def held(self) -> int:
+        """Steps of a row whose values one register holds."""
+        return self.context.held(emit.step(self.depth))
 
     def param_shapes(self) -> tuple[tuple[int, ...], ...]:
         lanes = self.context.lanes
@@ -141,11 +154,11 @@ class _Writer:
         """The sums of a tile; meanwhile a share of what the next tile of vectors needs."""
         shape = tiles.Tile(1, tile.rows, tile.vectors)
 
-        def left(r: Expr, k: Expr) -> Expr:
-            return self.x[(*self._at(tile, r), k)]
+        def left(r: Expr, k: Expr, j: Expr) -> Expr:
+            return self.x[(*self._at(tile, r), k + j)]
 
-        fetch = self._next(tile)
-        return product(shape, self.plan.depth, left, self.weight, tile.block, fetch)
+        fetch, held = self._next(tile), self.plan.held > 0
+        return product(shape, self.plan.depth, left, self.weight, tile.block, fetch, held=held)
 
     def _next(self, tile: _Tile) -> Share | None:
         """Fetches the weights of the next vectors, a share in every tile of rows."""
@@ -157,7 +170,7 @@ class _Writer:
             block=tile.block + tile.vectors,
             blocks=tile.vectors,
             first=0,
-            lines=plan.depth,
+            rows=plan.depth,
             slot=tile.number * plan.steps,
             slots=sum(rows.count for rows in plan.row_segments()) * plan.steps,
         )

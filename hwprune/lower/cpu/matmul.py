@@ -58,7 +58,20 @@ class _Plan:
     def tile(self) -> tiles.Tile:
         if self.rows < 4:
             return tiles.Tile(1, 1, min(8, self.blocks))
-        return tiles.choose(1, self.rows, self.blocks, self.context.registers, one_row=True)
+        return tiles.choose(
+            1,
+            self.rows,
+            self.blocks,
+            self.context.registers,
+            one_row=True,
+            pipes=self.context.pipes,
+            held=self.held,
+        )
+
+    @property
+    def held(self) -> int:
+        """Steps of a row whose values one register holds."""
+        return self.context.held(emit.step(self.depth))
 
     def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
         """Threads share the batch where it is large enough, else the vectors of columns."""
@@ -108,7 +121,14 @@ class _Plan:
         block: Expr,
         tile: tiles.Tile,
     ) -> None:
-        acc = product(tile, self.depth, lambda r, k: x[(*at, row + r, k)], packed, block)
+        acc = product(
+            tile,
+            self.depth,
+            lambda r, k, j: x[(*at, row + r, k + j)],
+            packed,
+            block,
+            held=self.held > 0,
+        )
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             self._store(acc, y, (*at, row + r), block + b, r * tile.blocks + b)
 

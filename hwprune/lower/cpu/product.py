@@ -16,15 +16,18 @@ from hwprune.lower.cpu.tiles import Tile
 def product(
     tile: Tile,
     depth: int,
-    left: Callable[[Expr, Expr], Expr],
+    left: Callable[[Expr, Expr, Expr], Expr],
     right: Buffer,
     block: Expr,
     each_step: Callable[[Expr], None] | None = None,
+    *,
+    held: bool = False,
 ) -> Buffer:
     """The sums of a tile of `cols` rows: (rows x blocks, lanes), in registers.
 
-    `left(row, k)` is a value of the left operand; `right` holds (vectors, depth, lanes), of which
-    the tile's are those from `block` on. `each_step` runs before every unrolled step.
+    `left(row, k, j)` is value k + j of the left operand, k the first of a step; `right` holds
+    (vectors, depth, lanes), of which the tile's are those from `block` on. `each_step` runs before
+    every unrolled step. `held`: a step's values of a row are one vector, loaded once.
     """
     lanes, step = int(right.shape[-1]), emit.step(depth)
     shape = (tile.accumulators, lanes)
@@ -34,10 +37,15 @@ def product(
     with loop(depth // step) as first:
         if each_step is not None:
             each_step(first)
+
+        def value(row: Expr, j: Expr) -> Expr:
+            return left(row, first * step, j)
+
+        if held:
+            value = emit.held(tile.cols, lanes, value)
         with unroll(step) as j, unroll(tile.cols) as r, unroll(tile.blocks) as b:
             k, i = first * step + j, r * tile.blocks + b
-            value = left(r, k)
             with T.vectorized(lanes) as lane:
-                term = value * right[block + b, k, lane]
+                term = value(r, j) * right[block + b, k, lane]
                 T.buffer_store(acc, acc[i, lane] + term, [i, lane])
     return acc

@@ -12,6 +12,24 @@ BLEND = 6  # a norm of the limits of a tile
 
 
 @dataclass(frozen=True)
+class Pipes:
+    """What a core starts in a cycle, in whole vectors; the default is that of a wide x86 core.
+
+    Without `lane_operand` a broadcast takes a load, of which one a cycle runs. With it a multiply-
+    add takes its value from a lane: the values of a tile are loaded as vectors and held where
+    they lie side by side, and fill registers meanwhile. Where `in_order` loads wait for their turn
+    among the multiply-adds, and weights are loaded before they are needed.
+    """
+
+    fma: float = 2.0
+    latency: float = 4.0  # cycles of a multiply-add
+    loads: float = 2.0
+    issue: float = 4.0
+    lane_operand: bool = False
+    in_order: bool = False
+
+
+@dataclass(frozen=True)
 class Segment:
     """`count` tiles of `size` elements from `start` on."""
 
@@ -34,6 +52,9 @@ class Tile:
         return self.rows * self.cols * self.blocks
 
 
+WIDE = Pipes()
+
+
 def segments(extent: int, size: int) -> tuple[Segment, ...]:
     """Cover `extent` with tiles of `size` and one smaller tile for the rest."""
     size = min(size, extent)
@@ -44,23 +65,27 @@ def segments(extent: int, size: int) -> tuple[Segment, ...]:
     return tuple(parts)
 
 
-def _cycles(positions: int, blocks: int) -> float:
+def _cycles(positions: int, blocks: int, pipes: Pipes, held: int) -> float:
     """Cycles of one reduction step of a tile.
 
-    In a cycle two multiply-adds, two loads of weights (from level 2 one in two cycles), one
-    broadcast of an input value, four instructions. What is nearly as slow as the slowest of these
-    adds to it. Fewer than eight accumulators cannot hide the latency of four cycles at two a cycle.
+    Weights come from level 2 one vector in two cycles. What is nearly as slow as the slowest limit
+    adds to it. Too few accumulators cannot hide the latency of the multiply-adds.
     """
-    fma = max(positions * blocks, 8) / 2
-    loads = positions + blocks / 2
-    instructions = (positions * blocks + positions + blocks) / 4
+    fma = max(positions * blocks, pipes.fma * pipes.latency) / pipes.fma
+    inputs = positions / held if held else positions
+    loads = inputs / (pipes.loads if pipes.lane_operand else 1) + blocks / pipes.loads
+    if pipes.in_order:
+        return fma + loads
+    instructions = (positions * blocks + inputs + blocks) / pipes.issue
     limits = (fma, loads, instructions, 2 * blocks)
     return float(sum(limit**BLEND for limit in limits) ** (1 / BLEND))
 
 
-def fits(tile: Tile, registers: int) -> bool:
-    """Accumulators, one weight vector a block, one broadcast value, and some to spare."""
-    return tile.accumulators + tile.blocks + 1 <= registers - registers // 16
+def fits(tile: Tile, registers: int, pipes: Pipes = WIDE, held: int = 0) -> bool:
+    """Accumulators, a weight vector a block, the broadcast or held values, and some to spare."""
+    weights = tile.blocks * (2 if pipes.in_order else 1)
+    values = tile.rows * tile.cols if held else 0
+    return tile.accumulators + weights + values + 1 <= registers - registers // 16
 
 
 def choose(
@@ -72,16 +97,22 @@ def choose(
     one_row: bool,
     variant_cost: float = 0.01,
     most_blocks: int = 4,
+    pipes: Pipes = WIDE,
+    held: int = 0,
 ) -> Tile:
-    """The tile with the least modelled cycles over the whole output plane."""
+    """The tile with the least modelled cycles over the whole output plane.
+
+    `held`: how many steps of a position's values one register holds, 0 where none does.
+    """
     best: tuple[float, Tile] | None = None
     for b in range(1, min(blocks, most_blocks) + 1):
         for c in range(1, min(cols, registers) + 1):
             for r in (1,) if one_row or c < cols else range(1, min(rows, 4) + 1):
                 tile = Tile(r, c, b)
-                if not fits(tile, registers):
+                if not fits(tile, registers, pipes, held):
                     continue
-                cost = (plane_cycles(rows, cols, blocks, tile, variant_cost), -tile.accumulators)
+                cycles = plane_cycles(rows, cols, blocks, tile, variant_cost, pipes, held)
+                cost = (cycles, -tile.accumulators)
                 if best is None or cost < (best[0], -best[1].accumulators):
                     best = (cost[0], tile)
     assert best is not None
@@ -89,7 +120,13 @@ def choose(
 
 
 def plane_cycles(
-    rows: int, cols: int, blocks: int, tile: Tile, variant_cost: float = 0.01
+    rows: int,
+    cols: int,
+    blocks: int,
+    tile: Tile,
+    variant_cost: float = 0.01,
+    pipes: Pipes = WIDE,
+    held: int = 0,
 ) -> float:
     """Modelled cycles of one reduction step over a whole output plane."""
     total = 0.0
@@ -97,6 +134,7 @@ def plane_cycles(
     for r in segments(rows, tile.rows):
         for c in segments(cols, tile.cols):
             for b in segments(blocks, tile.blocks):
-                total += r.count * c.count * b.count * _cycles(r.size * c.size, b.size)
+                cycles = _cycles(r.size * c.size, b.size, pipes, held)
+                total += r.count * c.count * b.count * cycles
                 variants += 1
     return total * (1 + variant_cost * (variants - 1))

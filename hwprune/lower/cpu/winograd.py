@@ -19,15 +19,13 @@ from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
 from hwprune.lower.cpu.geometry import Geometry
-from hwprune.lower.cpu.winograd_choice import choose, product_tile
+from hwprune.lower.cpu.winograd_choice import STEP, choose, product_tile
 from hwprune.lower.cpu.winograd_transform import (
     input_transform,
     output_transform,
     transform_weights,
 )
 from hwprune.lower.spec import PACKED, Kernel, Workload
-
-STEP = 4  # input channels per unrolled reduction step
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -219,19 +217,30 @@ class _Chunk:
         with T.unroll(shape.accumulators) as i:
             emit.store_vector(acc, [i], lanes, lambda _: const(0.0))
         stream = (block * plan.taps + tap * shape.blocks) * plan.in_channels
+        line = emit.line_vectors(lanes)
+        lines = emit.blocks(shape.blocks, line)
         streams = winograd_choice.streams(plan.geometry, plan.m, plan.context)
-        with loop(plan.in_channels // STEP) as k, unroll(STEP) as ci:
-            if streams:
-                later = stream + ((k + emit.AHEAD) * STEP + ci) * shape.blocks
-                with unroll(shape.blocks) as b:
-                    emit.prefetch(weight, [later + b, 0], 1)
-            with unroll(shape.cols) as c, unroll(shape.blocks) as b:
-                channel = k * STEP
-                value = scratch[self.worker, tap, channel // lanes, tile + c, channel % lanes + ci]
-                i = c * shape.blocks + b
-                with T.vectorized(lanes) as lane:
-                    term = value * weight[stream + (channel + ci) * shape.blocks + b, lane]
-                    T.buffer_store(acc, acc[i, lane] + term, [i, lane])
+        with loop(plan.in_channels // STEP) as k:
+            channel = k * STEP
+
+            def value(c: Expr, ci: Expr) -> Expr:
+                at = self.worker, tap, channel // lanes, tile + c, channel % lanes + ci
+                return scratch[at]
+
+            if plan.context.held(STEP):
+                value = emit.held(shape.cols, lanes, value)
+            with unroll(STEP) as ci:
+                if streams:
+                    later = stream + (k + emit.AHEAD) * STEP * shape.blocks
+                    with unroll(lines) as i:
+                        emit.prefetch(weight, [later + (ci * lines + i) * line, 0], 1)
+                with unroll(shape.cols) as c, unroll(shape.blocks) as b:
+                    i = c * shape.blocks + b
+                    with T.vectorized(lanes) as lane:
+                        at = stream + (channel + ci) * shape.blocks + b
+                        T.buffer_store(
+                            acc, acc[i, lane] + value(c, ci) * weight[at, lane], [i, lane]
+                        )
         with unroll(shape.cols) as c, unroll(shape.blocks) as b:
             emit.store_vector(
                 products,

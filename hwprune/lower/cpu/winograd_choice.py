@@ -20,6 +20,8 @@ DIRECT_BYTES_PER_CYCLE = 6.0  # by a core of the direct convolution, which fetch
 L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in that share
 L3_SHARE = 8 << 20  # bytes
 SHARED_BYTES_PER_CYCLE = 2.0  # what another core has just written
+STEP = 4  # input channels per unrolled reduction step
+TWO = 2.0  # multiply-adds a cycle of the cores where the next were measured
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
 EFFICIENCY = 0.9  # of the products, against the model of register tiles
@@ -52,7 +54,7 @@ def choose(g: Geometry, context: Context) -> Choice | None:
 def direct_cycles(g: Geometry, context: Context) -> float:
     """Modelled cycles of the direct convolution of one image."""
     blocks = emit.blocks(g.out_channels, context.lanes)
-    products = 9 * g.channels * blocks * g.out_height * g.out_width / 2
+    products = 9 * g.channels * blocks * g.out_height * g.out_width / context.pipes.fma
     weights = 4 * 9 * g.channels * blocks * context.lanes
     return (products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE) / context.threads
 
@@ -84,8 +86,11 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
     lanes, taps = context.lanes, (m + 2) ** 2
     into, out = emit.blocks(g.channels, lanes), emit.blocks(g.out_channels, lanes)
     tile, chunks = product_tile(chunk, out, context), math.ceil(count / chunk)
-    products = tiles.plane_cycles(1, chunk, out, tile) * taps * g.channels / EFFICIENCY
-    work = chunks * products + count * (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m])
+    pipes, held = context.pipes, context.held(STEP)
+    plane = tiles.plane_cycles(1, chunk, out, tile, pipes=pipes, held=held)
+    products = plane * taps * g.channels / EFFICIENCY
+    transforms = (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m]) * TWO / pipes.fma
+    work = chunks * products + count * transforms
     weights, alone = _weight_bytes(g, m, context), apart(chunks, context.threads)
     turns = math.ceil(chunks / context.threads) if alone else chunks
     read = weights / MEMORY_BYTES_PER_CYCLE + (turns - 1) * _again(weights, context)
@@ -118,6 +123,8 @@ def product_tile(chunk: int, out_blocks: int, context: Context) -> tiles.Tile:
         one_row=True,
         variant_cost=VARIANT_COST,
         most_blocks=MOST_BLOCKS,
+        pipes=context.pipes,
+        held=context.held(STEP),
     )
 
 

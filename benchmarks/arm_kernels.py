@@ -1,0 +1,146 @@
+"""What the compiler makes of convolutions for Arm cores: the inner loop against the core's peak.
+
+    python -m benchmarks.arm_kernels [--quick] [--out FILE] [--core NAME ...] [--model NAME ...]
+
+Every fused convolution of the networks is compiled for every core. Of the innermost loop with the
+most multiply-adds: how many there are, what is spilled, and the cycles of one iteration by LLVM's
+machine-code analyser, whose model of the core knows no caches. `share` is multiply-adds a cycle
+against the most that the same model starts. `unit_share` leaves out what the model makes
+instructions wait for: the busiest unit alone. A kernel below `GOAL` has its `reason`. Nothing was
+timed: these are numbers of a model of the core, and say nothing of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import common
+from benchmarks.machine_code import Loop, analyse, analyser_version, hot_loop, peak
+from benchmarks.roofline import kind
+
+MODELS = ("resnet18", "mobilenet_v2", "efficientnet_lite0")
+CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
+OPS = ("conv2d", "expand_depthwise")
+GOAL = 0.9
+Row = dict[str, Any]
+
+
+def convolutions(model: str, lanes: int) -> dict[str, Any]:
+    """The distinct fused convolutions of a network, by the name of the first call of each."""
+    import torch
+
+    from examples.models import build, example_input
+    from hwprune.capture import capture, specialize
+    from hwprune.lower import fold_batch_norm, fuse
+    from hwprune.lower.limits import check_calls
+
+    torch.set_num_threads(1)
+    program = fold_batch_norm(specialize(capture(build(model), (example_input(model),))))
+    calls = fuse(program)
+    check_calls(calls, program, lanes)
+    found: dict[Any, str] = {}
+    for call in calls:
+        if call.workload.op in OPS:
+            found.setdefault(call.workload, call.name)
+    return {name: workload for workload, name in found.items()}
+
+
+def row(model: str, name: str, workload: Any, core: str) -> Row:
+    """A kernel compiled for a core, and its hot loop analysed."""
+    from hwprune.lower.kernels import kernel_for
+    from hwprune.target import load_target
+
+    target = load_target(core)
+    assert target.core is not None
+    assembly = assembly_of(workload, target)
+    loop, cpu = hot_loop(assembly), target.core.mca_cpu
+    kernel, found = kernel_for(workload, target, 1), analyse(loop, cpu)
+    count = len(loop.multiply_adds)
+    made: Row = {
+        "model": model,
+        "kernel": name,
+        "core": core,
+        "rule": kernel.rule,
+        "kind": kind(workload),
+        "tile": kernel.reason,
+        "fmla": count,
+        "instructions": sum(not line.startswith(".") for line in loop.lines),
+        "spills": len(loop.spills),
+        "cycles": round(found.cycles, 2),
+        "share": round(count / found.cycles / peak(cpu), 4),
+        "unit_share": round(count / found.unit_cycles / peak(cpu), 4),
+    }
+    return made | {"reason": reason(made, loop, target.core.in_order)}
+
+
+def assembly_of(workload: Any, target: Any, threads: int = 1) -> str:
+    """The assembly of the kernel that a rule makes of a workload."""
+    from hwprune.lower.kernels import kernel_for, tvm_target
+    from hwprune.tvm_runtime import compiling, load_tvm
+
+    function = kernel_for(workload, target, threads).func.with_attr("global_symbol", "main")
+    tvm = load_tvm()
+    with compiling():
+        made = tvm.compile(tvm.IRModule({"main": function}), target=tvm_target(target))
+    return str(made.mod.inspect_source("s"))
+
+
+def reason(made: Row, loop: Loop, in_order: bool) -> str:
+    """Why a loop is below the goal, from what it holds and what the model says of it."""
+    if made["share"] >= GOAL:
+        return ""
+    loads = len(loop.having(r"^ld"))
+    waits = made["unit_share"] - made["share"] > 0.05
+    if in_order and waits:
+        what = "results are written in order by the model: a load after a multiply-add waits for it"
+        return f"{what} ({loads} loads, {made['spills']} of spills)" if made["spills"] else what
+    if made["spills"]:
+        return f"{made['spills']} spills"
+    return f"{loads} loads for {made['fmla']} multiply-adds"
+
+
+def summary(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for every core and kind of convolution."""
+    lines = []
+    for core, sort in dict.fromkeys((r["core"], r["kind"]) for r in rows):
+        mine = [r for r in rows if (r["core"], r["kind"]) == (core, sort)]
+        shares = sorted(r["share"] for r in mine)
+        lines.append(
+            [
+                core,
+                sort,
+                str(len(mine)),
+                f"{shares[0]:.2f}",
+                f"{shares[len(shares) // 2]:.2f}",
+                f"{min(r['unit_share'] for r in mine):.2f}",
+                str(sum(s >= GOAL for s in shares)),
+                str(sum(r["spills"] > 0 for r in mine)),
+            ]
+        )
+    return lines
+
+
+HEADS = ("core", "kind", "kernels", "least", "median", "least, units", "≥ 0.9", "with spills")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark."""
+    made = common.parser(__doc__ or "", "one core, one network")
+    made.add_argument("--core", action="append", choices=CORES, metavar="NAME")
+    made.add_argument("--model", action="append", choices=MODELS, metavar="NAME")
+    args = made.parse_args(argv)
+    cores = args.core or (CORES[1:2] if args.quick else CORES)
+    models = args.model or (MODELS[1:2] if args.quick else MODELS)
+    rows: list[Row] = []
+    for model in models:
+        for name, workload in convolutions(model, lanes=4).items():
+            rows += [row(model, name, workload, core) for core in cores]
+        common.console.print(f"{model}: {len(rows)} loops so far")
+    common.table("Inner loops of convolutions (a model)", HEADS, summary(rows), text=2)
+    facts = {"analyser": f"llvm-mca {analyser_version()}", "source": "model"}
+    common.finish(args.out, rows, facts=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser makes of it.
+
+In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop with the most
+multiply-adds, and `Analysis`: its cycles by the analyser's model of a core. The model knows no
+caches: every load hits level 1.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+from hwprune.errors import ToolchainError
+
+ANALYSERS = ("llvm-mca", *(f"llvm-mca-{version}" for version in range(22, 13, -1)))
+ITERATIONS = 100
+REGISTERS = 24  # independent multiply-adds that hide the latency of any core
+
+_LABEL = re.compile(r"(\.LBB\w+):")
+_JUMP = re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.LBB\w+)$")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*:")
+_VECTOR = r"\b[qdvsbh]\d+\b"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of an innermost loop."""
+
+    lines: tuple[str, ...]
+
+    def having(self, pattern: str) -> tuple[str, ...]:
+        """The instructions that match."""
+        return tuple(line for line in self.lines if re.search(pattern, line))
+
+    @property
+    def multiply_adds(self) -> tuple[str, ...]:
+        """Fused multiply-adds of vectors."""
+        return self.having(r"^fml[as]\s+v")
+
+    @property
+    def scalar(self) -> tuple[str, ...]:
+        """Fused multiply-adds of single values."""
+        return self.having(r"^f(madd|msub|nmadd|nmsub)\b")
+
+    @property
+    def spills(self) -> tuple[str, ...]:
+        """Loads and stores of vector registers on the stack."""
+        return tuple(
+            line
+            for line in self.having(r"^(ld|st)\w*\s.*\[(sp|x29)\b")
+            if re.search(_VECTOR, line.split("[")[0])
+        )
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Cycles of one iteration, simulated; and by the busiest unit alone, had nothing to wait."""
+
+    cycles: float
+    unit_cycles: float
+
+
+def innermost_loops(assembly: str) -> list[Loop]:
+    """Every stretch that ends in a jump back to its start and holds no other such stretch."""
+    found: list[Loop] = []
+    for function in _functions(assembly):
+        labels = {m[1]: i for i, line in enumerate(function) if (m := _LABEL.match(line))}
+        spans = [
+            (labels[m[1]], i)
+            for i, line in enumerate(function)
+            if (m := _JUMP.match(line)) and labels.get(m[1], i + 1) <= i
+        ]
+        for start, end in spans:
+            if not any(s != (start, end) and start <= s[0] and s[1] <= end for s in spans):
+                found.append(Loop(tuple(function[start : end + 1])))
+    return found
+
+
+def hot_loop(assembly: str) -> Loop:
+    """The innermost loop with the most multiply-adds; without a loop an empty one."""
+    loops = innermost_loops(assembly)
+    return max(loops, key=lambda loop: len(loop.multiply_adds), default=Loop(()))
+
+
+def analyser() -> str:
+    """The program. Raises ToolchainError naming its Debian package where it is missing."""
+    found = next((name for name in ANALYSERS if shutil.which(name)), None)
+    if found is None:
+        raise ToolchainError(
+            "LLVM's machine-code analyser is not there (llvm-mca)",
+            where="PATH",
+            hint="install the Debian package llvm",
+        )
+    return found
+
+
+@cache
+def analyser_version() -> str:
+    """The version of LLVM that the analyser's models are of."""
+    said = subprocess.run([analyser(), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version (\S+)", said.stdout)
+    return found[1] if found else "unknown"
+
+
+@cache
+def analyse(loop: Loop, cpu: str) -> Analysis:
+    """A loop, over and over, on the model of a CPU. Raises ToolchainError where that fails."""
+    body = "\n".join(line for line in loop.lines if _LABEL.match(line) or line[0] != ".")
+    command = [analyser(), "-mtriple=aarch64-linux-gnu", f"-mcpu={cpu}"]
+    command += [f"-iterations={ITERATIONS}", "-instruction-info=0", "-resource-pressure=0"]
+    done = subprocess.run(command, input=body, capture_output=True, text=True, check=False)
+    total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
+    unit = re.search(r"Block RThroughput:\s+([\d.]+)", done.stdout)
+    if total is None or unit is None:
+        first = next(iter(done.stderr.splitlines()), "no message")
+        raise ToolchainError(f"{command[0]} cannot analyse a loop for {cpu}: {first}")
+    return Analysis(int(total[1]) / ITERATIONS, float(unit[1]))
+
+
+@cache
+def peak(cpu: str) -> float:
+    """Vector multiply-adds a cycle that the model of a CPU starts at most."""
+    lines = tuple(f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(REGISTERS))
+    return REGISTERS / analyse(Loop(lines), cpu).cycles
+
+
+def _functions(assembly: str) -> list[list[str]]:
+    functions: list[list[str]] = [[]]
+    for raw in assembly.splitlines():
+        line = raw.split("//")[0].strip()
+        if _FUNCTION.match(line):
+            functions.append([])
+        elif line:
+            functions[-1].append(line)
+    return functions
