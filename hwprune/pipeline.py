@@ -18,7 +18,7 @@ from torch import Tensor
 from hwprune.account import Facts, account, add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.bench import Final, Network, final_pair
+from hwprune.bench import Final, Network, final_pair, open_bench
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
@@ -31,10 +31,9 @@ from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
 from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
+from hwprune.prepare import Prepared, measure_kernels, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
 from hwprune.remote.address import Boards
-from hwprune.remote.measure import open_boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
@@ -232,29 +231,17 @@ def profile(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
-    if boards is not None:
-        return _profile_boards(prepared, boards, clock)
-    what = "predict kernels" if is_predicted(chosen) else "measure kernels"
-    with open_table(chosen) as table, clock.stage(what) as advance:
-        done = measure_kernels(prepared, table, advance)
-        path = str(table.path)
+    predicted = boards is None and is_predicted(chosen)
+    what = "predict kernels" if predicted else "measure kernels"
+    with open_bench(chosen, threads, boards) as bench, clock.stage(what) as advance:
+        done = measure_kernels(prepared, bench.table, advance, bench.boards)
+        path = str(bench.table.path)
     failed = tuple(w.op for w in done.failed)
-    described = describe_model(chosen, threads) if is_predicted(chosen) else ""
     return ProfileResult(
         done.measured, done.reused, failed, done.seconds, path,
-        predicted=done.predicted, model=described,
+        predicted=done.predicted, model=describe_model(chosen, threads) if predicted else "",
+        board=bench.board, warnings=bench.warnings,
     )  # fmt: skip
-
-
-def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> ProfileResult:
-    with open_boards(boards, prepared.target, prepared.threads) as found:
-        with clock.stage("measure kernels") as advance:
-            done = measure_kernels(prepared, found.table, advance, found)
-        failed = tuple(w.op for w in done.failed)
-        return ProfileResult(
-            done.measured, done.reused, failed, done.seconds, str(found.table.path),
-            board=found.facts.brief, warnings=tuple(found.warnings),
-        )  # fmt: skip
 
 
 def _stages(

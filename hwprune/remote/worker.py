@@ -52,7 +52,7 @@ class Session:
         tell("load the driver", connect["transfer_s"])
         self.driver = self.load(connect["driver"], DRIVER)
         self.driver["hwprune_follow"]()
-        tell("read the board", connect["connect_s"])
+        tell("read the board", connect["transfer_s"])
         mask = int(self.driver["hwprune_cores"]())
         self.cores = [i for i in range(63) if mask >> i & 1]
         self.texts = self.read(FIXED_FILES)
