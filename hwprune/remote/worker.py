@@ -217,8 +217,8 @@ class _Network:
     def __init__(self, session: Session, library: str, name: str, inputs: Any) -> None:
         from tvm.runtime.vm import VirtualMachine
 
-        self.session = session
-        self.machine = VirtualMachine(session.load(library, name), session.device)
+        self.session, self.library = session, session.load(library, name)
+        self.machine = VirtualMachine(self.library, session.device)
         self.machine.set_input("main", *(session._tensor(array) for array in inputs))
 
     def run(self, seconds: float) -> list[np.ndarray]:
