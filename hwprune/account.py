@@ -18,6 +18,7 @@ from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import Program
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
+from hwprune.estimate import Estimate, Span
 from hwprune.latency import Outcome, Pair, Timing, network_costs
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
@@ -78,6 +79,10 @@ def account(facts: Facts) -> dict[str, Any]:
         report |= _latency(facts, outcome.timing)
         _add_prediction(report, outcome.timing)
         add_latency(report, outcome.timing.pair)
+    if outcome.estimate is not None:
+        add_estimate(report, outcome.estimate)
+        report["turns"] = outcome.estimate.attempts
+        report["curve"] = _curve(facts, outcome.estimate)
     _add_energy(report, prepared)
     return report
 
@@ -125,6 +130,47 @@ def _add_prediction(report: dict[str, Any], timing: Timing) -> None:
             "predicted_us": predicted_us,
             "activation_bytes": built.lowered.arena.size_bytes,
         }
+
+
+def add_estimate(report: dict[str, Any], found: Estimate) -> None:
+    """Latencies of a device that is not here, with their interval; never as if measured."""
+    for side, span in (("dense", found.dense), ("pruned", found.pruned)):
+        report[side] |= {
+            "latency_us": span.median_us,
+            "latency_low_us": span.low_us,
+            "latency_high_us": span.high_us,
+            "latency_source": span.source,
+        }
+    report["ratio"] = found.ratio
+    report["latency_model"] = found.described
+    report["kernels"] = _estimated_kernels(found.dense, found.pruned)
+    if found.kernels is not None:
+        sources = found.sources
+        report["sources"] = {
+            "measured": sources.measured,
+            "interpolated": sources.interpolated,
+            "modelled": sources.modelled,
+            "newly_measured": found.kernels.measured,
+            "newly_modelled": found.kernels.predicted,
+            "reused": found.kernels.reused,
+            "failed": [w.op for w in found.kernels.failed],
+        }
+
+
+def _estimated_kernels(dense: Span, pruned: Span) -> list[dict[str, Any]]:
+    after = {kernel.name: kernel for kernel in pruned.kernels}
+    return [
+        {
+            "name": kernel.name,
+            "parameter": kernel.parameter,
+            "rule": "",
+            "reason": "",
+            "dense_us": kernel.us,
+            "pruned_us": after[kernel.name].us if kernel.name in after else 0.0,
+            "source": kernel.source,
+        }
+        for kernel in dense.kernels
+    ]
 
 
 def _latency(facts: Facts, timing: Timing) -> dict[str, Any]:
@@ -176,7 +222,7 @@ def _fallbacks(timing: Timing) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(facts: Facts, timing: Timing) -> list[dict[str, float]]:
+def _curve(facts: Facts, timing: Timing | Estimate) -> list[dict[str, float]]:
     """Importance kept against predicted latency at other budgets."""
     prepared = facts.prepared
     costs: dict[str, Sequence[Cost]] = {

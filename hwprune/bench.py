@@ -51,6 +51,16 @@ class Bench:
     table: LatencyTable
     boards: BoardTable | None = None
 
+    @property
+    def board(self) -> str:
+        """The board in a line; empty for this machine."""
+        return self.boards.facts.brief if self.boards else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the board's latencies doubtful."""
+        return tuple(self.boards.warnings) if self.boards else ()
+
     def latency_us(self, network: Network) -> float:
         """The median latency of one network."""
         if self.boards is not None:
@@ -101,8 +111,8 @@ def final_pair(boards: Boards | None, dense: Network, pruned: Network, target: T
         return Final(interleaved(dense.build.artifact, pruned.build.artifact))
     threads = pruned.build.artifact.manifest.threads
     with open_boards(boards, target, threads) as found:
-        pair = Bench(found.table, found).pair(dense, pruned)
-        return Final(pair, found.facts.brief, tuple(found.warnings))
+        bench = Bench(found.table, found)
+        return Final(bench.pair(dense, pruned), bench.board, bench.warnings)
 
 
 def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair:

@@ -37,7 +37,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         import warnings
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-        from hwprune import look_commands, ways_commands  # noqa: F401 - they add theirs
+        from hwprune import look_commands, table_commands, ways_commands  # noqa: F401 - theirs
         from hwprune.commands import app
 
         result = app(args=arguments, standalone_mode=False)

@@ -25,7 +25,9 @@ from hwprune.calibrate import (
 )
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
+from hwprune.estimate import Estimate, describe_model, estimate_network
 from hwprune.measure import Measured
+from hwprune.obtain import is_predicted, open_table
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
@@ -64,12 +66,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The chosen plan, the smaller program, and the timing where latency was budgeted."""
+    """The chosen plan, the smaller program, and the timing where latency was budgeted.
+
+    For a device that is not here there is an `estimate` in place of the timing.
+    """
 
     allocation: Allocation
     plan: Plan
     program: Program
     timing: Timing | None
+    estimate: Estimate | None = None
 
 
 def search(
@@ -95,6 +101,8 @@ def search(
     check_reachable(problem)
     if LATENCY in budgets:
         loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
+        if boards is None and is_predicted(prepared.target):
+            return loop.predict()
         with open_bench(prepared.target, prepared.threads, boards) as bench:
             return loop.run(bench)
     with progress.stage("allocate"):
@@ -144,6 +152,44 @@ class _Loop:
         assert timing is not None
         save_calibration(table, fingerprint(prepared.program), prepared.threads, timing.calibration)
         return outcome
+
+    def predict(self) -> Outcome:
+        """Solve and price exactly, until the interpolated latency of the plan is the exact one."""
+        prepared, progress = self.prepared, self.progress
+        target, threads = prepared.target, prepared.threads
+        with open_table(target) as table:
+            with progress.stage("check the budget") as advance:
+                first = check_latency(prepared, table, self.budget, advance)
+            with progress.stage("predict kernels") as advance:
+                kernels = first.then(measure_kernels(prepared, table, advance))
+            costs = latency_costs(prepared.sites, prepared.candidates, table, threads)
+            dense = estimate_network(prepared.program, target, threads, table)
+            goal_us = self.budget.absolute(dense.median_us)
+            runs = [(sum(cost.at(prepared.full) for cost in costs), dense.median_us)]
+            best: Outcome | None = None
+            for turn in range(1, CORRECTIONS + 1):
+                calibration = fit(runs)
+                with progress.stage(f"search, turn {turn}"):
+                    chosen = self._solve(costs, calibration, goal_us)
+                    plan, program = _apply(prepared, chosen)
+                    pruned = estimate_network(program, target, threads, table)
+                estimate = Estimate(
+                    dense,
+                    pruned,
+                    describe_model(target, threads),
+                    costs,
+                    calibration,
+                    kernels,
+                    turn,
+                )
+                outcome = Outcome(chosen, plan, program, None, estimate)
+                best = _nearer(best, outcome, goal_us)
+                runs.append((sum(cost.at(chosen.widths()) for cost in costs), pruned.median_us))
+                share = pruned.median_us / goal_us
+                if UNDER <= share <= 1.0 or (share < UNDER and self._all_strong(chosen)):
+                    break
+        assert best is not None
+        return best
 
     def _calibrate(
         self, table: LatencyTable, profile: Mapping[str, float], dense_us: float
@@ -239,6 +285,16 @@ def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Co
     scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
     overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
     return (*scaled, overhead)
+
+
+def _nearer(best: Outcome | None, new: Outcome, goal_us: float) -> Outcome:
+    """Within the budget the one that keeps more; otherwise the one that is nearer to it."""
+    if best is None or best.estimate is None or new.estimate is None:
+        return new
+    us = [o.estimate.pruned.median_us for o in (best, new) if o.estimate]
+    if all(t <= goal_us for t in us):
+        return max(best, new, key=lambda o: o.allocation.objective)
+    return best if us[0] <= us[1] else new
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

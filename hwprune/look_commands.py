@@ -142,6 +142,8 @@ def profile_command(
     else:
         for warning in done.warnings:
             Console(stderr=True).print(f"[yellow]warning:[/] {warning}")
+        if done.model:
+            Console().print(f"{done.predicted} kernels predicted, not measured: {done.model}")
         Console().print(
             f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
             f"{done.seconds:.0f} s; table {done.table}" + (f"; {done.board}" if done.board else "")

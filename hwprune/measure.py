@@ -37,19 +37,25 @@ Progress = Callable[[int, int], None]  # (kernels done, kernels in all)
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of `measure` did."""
+    """What a run of `measure` did; `predicted` rows come from a model instead."""
 
     reused: int
     measured: int
     failed: tuple[Workload, ...]
     seconds: float
+    predicted: int = 0
 
     def then(self, later: Measured) -> Measured:
         """This run and a later one that also asked for everything of this one."""
         failed = tuple(dict.fromkeys((*self.failed, *later.failed)))
         seconds = self.seconds + later.seconds
+        made = self.measured + self.predicted
         return Measured(
-            later.reused - self.measured, later.measured + self.measured, failed, seconds
+            later.reused - made,
+            later.measured + self.measured,
+            failed,
+            seconds,
+            later.predicted + self.predicted,
         )
 
 

@@ -15,25 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account, add_latency
+from hwprune.account import Facts, account, add_estimate, add_latency
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.bench import Network, final_pair
+from hwprune.bench import Network, final_pair, open_bench
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
+from hwprune.estimate import describe_model, estimate_pair
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
+from hwprune.prepare import measure_kernels, prepare
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.remote.address import Boards
-from hwprune.remote.measure import open_boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
@@ -86,7 +87,8 @@ def prune(
     Args:
         model: a module, an ExportedProgram, or the path of a `.pt2` file.
         inputs: example inputs, batch first; may be None where the program brings its own.
-        target: a target's name; a latency budget measures kernels on this machine.
+        target: a target's name; a latency budget measures kernels on this machine, or predicts
+            those of a device that is not here (docs/prediction.md).
         latency, macs, params: absolute ("8ms", "300M") or relative ("50%", 0.5) budgets.
         threshold: units go whose energy is less than this share of their group's mean, alone or
             beside budgets (`hwprune.threshold`).
@@ -159,7 +161,10 @@ def compile_pruned(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
-    """Prune, compile, measure dense and pruned side by side, and write the artifact directory."""
+    """Prune, compile, measure dense and pruned side by side, and write the artifact directory.
+
+    For a device that is not here both latencies are predicted, and the report says so.
+    """
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
@@ -171,7 +176,9 @@ def compile_pruned(
         final = build(result.program, result.target, threads)
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
-    if final.artifact.loaded or boards is not None:
+    if boards is None and is_predicted(result.target):
+        _predicted_latency(result)
+    elif boards is not None or final.artifact.loaded:
         if timing is None:
             with clock.stage("compile dense"):
                 dense = build(result.dense, result.target, threads)
@@ -228,24 +235,17 @@ def profile(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
-    if boards is not None:
-        return _profile_boards(prepared, boards, clock)
-    with open_table(chosen) as table, clock.stage("measure kernels") as advance:
-        done = measure_kernels(prepared, table, advance)
-        path = str(table.path)
+    predicted = boards is None and is_predicted(chosen)
+    what = "predict kernels" if predicted else "measure kernels"
+    with open_bench(chosen, threads, boards) as bench, clock.stage(what) as advance:
+        done = measure_kernels(prepared, bench.table, advance, bench.boards)
+        path = str(bench.table.path)
     failed = tuple(w.op for w in done.failed)
-    return ProfileResult(done.measured, done.reused, failed, done.seconds, path)
-
-
-def _profile_boards(prepared: Prepared, boards: Boards, clock: Clock) -> ProfileResult:
-    with open_boards(boards, prepared.target, prepared.threads) as found:
-        with clock.stage("measure kernels") as advance:
-            done = measure_kernels(prepared, found.table, advance, found)
-        failed = tuple(w.op for w in done.failed)
-        return ProfileResult(
-            done.measured, done.reused, failed, done.seconds, str(found.table.path),
-            found.facts.brief, tuple(found.warnings),
-        )  # fmt: skip
+    return ProfileResult(
+        done.measured, done.reused, failed, done.seconds, path,
+        predicted=done.predicted, model=describe_model(chosen, threads) if predicted else "",
+        board=bench.board, warnings=bench.warnings,
+    )  # fmt: skip
 
 
 def _stages(
@@ -321,3 +321,10 @@ def _finish(
         recovered.module, outcome.plan, kept, report, recovered, prepared.program,
         prepared.coupling, certificate, request.target, request.threads, outcome,
     )  # fmt: skip
+
+
+def _predicted_latency(result: PruneResult) -> None:
+    """Of a device that is not here, where the search has not asked for it yet."""
+    if result.outcome.estimate is None:
+        found = estimate_pair(result.dense, result.program, result.target, result.threads)
+        add_estimate(result.report, found)

@@ -17,14 +17,16 @@ from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.limits import check_calls
-from hwprune.measure import Measured, measure
+from hwprune.measure import Measured
+from hwprune.obtain import obtain, open_table
 from hwprune.price import required
 from hwprune.progress import Advance
-from hwprune.provenance import provenance_of
-from hwprune.remote.measure import BoardTable, measure_on
+from hwprune.remote.measure import BoardTable
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.workload import Site, sites, width_candidates
+
+__all__ = ["Prepared", "measure_kernels", "open_table", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,5 @@ def measure_kernels(
 ) -> Measured:
     """Fill the table with the kernels that pricing this network needs, here or on boards."""
     needed = required(prepared.sites, prepared.candidates)
-    if boards is not None:
-        return measure_on(boards, needed, advance)
-    return measure(needed, prepared.target, prepared.threads, table, progress=advance)
-
-
-def open_table(target: Target) -> LatencyTable:
-    """The table of this machine, toolchain and schedule version."""
-    return LatencyTable.open(provenance_of(target))
+    threads = prepared.threads
+    return obtain(needed, prepared.target, threads, table, progress=advance, boards=boards)

@@ -6,7 +6,7 @@ kernels is measured; between measured points a latency is interpolated, beyond t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,7 +16,7 @@ from hwprune.cost import Candidates, Cost, axis_sizes, merged
 from hwprune.errors import TableError
 from hwprune.interpolate import multilinear, sparse_points
 from hwprune.lower.spec import Workload
-from hwprune.table import LatencyTable, Row, describe
+from hwprune.table import SOURCES, LatencyTable, Row, describe
 from hwprune.workload import Site
 
 Corrections = Mapping[str, float]  # call name -> in-context time / isolated time
@@ -84,8 +84,9 @@ def predict_us(
 
 def count_sources(costs: Sequence[Cost]) -> Sources:
     """How the values of latency costs were found."""
-    measured = sum(int(c.measured.sum()) for c in costs if c.measured is not None)
-    total = sum(c.values.size for c in costs if c.measured is not None)
+    found = [c for c in costs if c.measured is not None and c.source != "model"]
+    measured = sum(int(c.measured.sum()) for c in found if c.measured is not None)
+    total = sum(c.values.size for c in found)
     modelled = sum(c.values.size for c in costs if c.source == "model")
     dense = sum(1 for c in costs if c.source == "dense")
     return Sources(measured, total - measured, modelled, dense)
@@ -114,7 +115,7 @@ def _latency_cost(
         scale * np.array([getattr(row, f"{which}_us") for row in rows]).reshape(shape)
         for which in ("median", "p10", "p90")
     )
-    slack = roughness(coarse, median)
+    slack, source = roughness(coarse, median), weakest(row.source for row in rows)
     points = list(product(*grid))
     size = tuple(len(sizes) for sizes in grid)
     known = np.array([all(v in c for v, c in zip(p, coarse, strict=True)) for p in points])
@@ -132,10 +133,15 @@ def _latency_cost(
         low=onto_grid(low) * np.where(known, 1.0, max(0.0, 1.0 - slack)),
         high=onto_grid(high) * np.where(known, 1.0, 1.0 + slack),
         measured=known,
-        source="dense" if site.dense else rows[0].source,
+        source="dense" if site.dense and source != SOURCES[-1] else source,
         calls=names,
         gate=site.branch,
     )
+
+
+def weakest(sources: Iterable[str]) -> str:
+    """The weakest of several sources: one row of a model makes the whole a model's."""
+    return max(sources, key=SOURCES.index)
 
 
 def roughness(grid: tuple[np.ndarray, ...], values: np.ndarray) -> float:

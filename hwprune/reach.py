@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from hwprune.budget import Budget
 from hwprune.errors import BudgetError
-from hwprune.measure import Measured, measure
+from hwprune.measure import Measured
+from hwprune.obtain import obtain
 from hwprune.prepare import Prepared
 from hwprune.price import extremes
 from hwprune.progress import Advance
-from hwprune.remote.measure import BoardTable, measure_on
+from hwprune.remote.measure import BoardTable
 from hwprune.table import LatencyTable
 
 MARGIN = 1.15  # sums of kernels are this near to a network before they are calibrated
@@ -33,10 +34,7 @@ def check_latency(
     ends = extremes(prepared.sites, prepared.candidates)
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
-    if boards is not None:
-        done = measure_on(boards, workloads, advance)
-    else:
-        done = measure(workloads, prepared.target, threads, table, progress=advance)
+    done = obtain(workloads, prepared.target, threads, table, progress=advance, boards=boards)
     if done.failed:
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)

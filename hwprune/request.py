@@ -9,7 +9,10 @@ from pathlib import Path
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.llvm_target import check_llvm
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
+from hwprune.predict.calibration import find_model
+from hwprune.predict.machine import Machine
 from hwprune.remote.address import Boards
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
@@ -61,9 +64,10 @@ def read_request(
         )
     if boards is not None and LATENCY not in budgets and not compiles:
         raise HwpruneError("there is no latency to measure", where="boards", hint="leave them out")
-    timed = LATENCY in budgets and boards is None
-    compiles = compiles or LATENCY in budgets
-    chosen = read_target(target, threads, measures=timed, compiles=compiles)
+    timed = LATENCY in budgets
+    chosen = read_target(target, threads, measures=timed and boards is None, compiles=compiles)
+    if timed and (boards is not None or not is_predicted(chosen)):
+        linker(chosen)
     if isinstance(plan, str | Path):
         return Request(chosen, threads, budgets, Plan.load(plan), str(plan), None, boards)
     source = "given by the caller" if plan else ""
@@ -75,12 +79,15 @@ def read_target(
 ) -> Target:
     """The target of this name; whether kernels are measured, and a network compiled, for it here.
 
-    Raises HwpruneError where this machine cannot do that.
+    Kernels of a device that is not here are predicted instead. Raises HwpruneError where this
+    machine cannot do that.
     """
     target = load_target(name)
     if threads < 1:
         raise HwpruneError(f"{threads} threads", where="threads", hint="at least 1")
-    if measures:
+    if measures and is_predicted(target):
+        find_model(target, Machine.of(target, threads))
+    elif measures:
         check_runnable(target)
     if compiles:
         linker(target)

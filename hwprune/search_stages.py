@@ -16,7 +16,9 @@ import numpy as np
 from hwprune.bench import interleaved
 from hwprune.budget import LATENCY, Budget
 from hwprune.build import build
+from hwprune.estimate import estimate_network
 from hwprune.latency import Outcome
+from hwprune.obtain import is_predicted, open_table
 from hwprune.prepare import Prepared
 from hwprune.stages import Stage, units_left
 
@@ -57,8 +59,9 @@ def stage_budgets(
 
 def _measured_share(done: Sequence[Searched]) -> float:
     """The share of the original's latency that is left, each stage measured side by side."""
-    timings = [searched.outcome.timing for searched in done]
-    return prod(timing.pair.ratio for timing in timings if timing is not None)
+    outcomes = [searched.outcome for searched in done]
+    measured = prod(o.timing.pair.ratio for o in outcomes if o.timing is not None)
+    return measured * prod(o.estimate.ratio for o in outcomes if o.estimate is not None)
 
 
 def dense_amount(resource: str, first: Prepared, done: Sequence[Searched] = ()) -> float:
@@ -68,6 +71,9 @@ def dense_amount(resource: str, first: Prepared, done: Sequence[Searched] = ()) 
     timing = done[0].outcome.timing if done else None
     if timing is not None:
         return timing.pair.dense_us
+    if is_predicted(first.target):
+        with open_table(first.target) as table:
+            return estimate_network(first.program, first.target, first.threads, table).median_us
     artifact = build(first.program, first.target, first.threads).artifact
     return float(median(artifact.latencies_us(40, warmup=5)))
 
@@ -95,7 +101,10 @@ def merge(done: Sequence[Searched]) -> Outcome:
             attempts=first.timing.attempts + timing.attempts,
             profiles=(first.timing.profiles[0], timing.profiles[1]),
         )
-    return Outcome(allocation, plan, last.program, timing)
+    estimate = last.estimate
+    if estimate is not None and first.estimate is not None:
+        estimate = replace(first.estimate, pruned=estimate.pruned)
+    return Outcome(allocation, plan, last.program, timing, estimate)
 
 
 def describe_stages(done: Sequence[Searched]) -> list[dict[str, Any]]:

@@ -168,6 +168,23 @@ class LatencyTable:
                 raise self._corrupt(f"row {number}", "its key is not a kernel") from error
             yield self._row(workload, threads, values)
 
+    def origins(self) -> tuple[Provenance, ...]:
+        """Every toolchain and schedule version that the file has rows of."""
+        with self._explained():
+            found = self._db.execute(
+                "SELECT toolchain, schedule, MAX(versions) FROM latency GROUP BY 1, 2 ORDER BY 1, 2"
+            ).fetchall()
+        return tuple(Provenance(self.provenance.fingerprint, *texts) for texts in found)
+
+    def count(self) -> int:
+        """How many rows there are of this toolchain and schedule version."""
+        with self._explained():
+            found = self._db.execute(
+                "SELECT COUNT(*) FROM latency WHERE toolchain=? AND schedule=?",
+                (self.provenance.toolchain, self.provenance.schedule),
+            ).fetchone()
+        return int(found[0])
+
     def check(self) -> int:
         """Validate the file and every row; how many rows there are. Raises TableError."""
         with self._explained():
@@ -243,10 +260,12 @@ class LatencyTable:
         median, p10, p90, repeats, source, failure, versions, date = values
         if failure and isinstance(failure, str) and median is None:
             median = p10 = p90 = math.nan
-        elif not all(isinstance(t, float) and 0 < t < math.inf for t in (median, p10, p90)):
-            raise self._corrupt(describe(workload), f"times {median!r}, {p10!r}, {p90!r}")
-        elif not p10 <= median <= p90:
-            raise self._corrupt(describe(workload), f"median {median} outside [{p10}, {p90}]")
+        else:
+            wrong = check_times(
+                Row(workload, threads, median, p10, p90, repeats, source, failure="")
+            )
+            if wrong:
+                raise self._corrupt(describe(workload), wrong)
         texts = all(isinstance(t, str) for t in (source, failure, versions, date))
         if not isinstance(repeats, int) or repeats < 0 or not texts or source not in SOURCES:
             raise self._corrupt(describe(workload), f"repeats {repeats!r}, source {source!r}")
@@ -290,6 +309,18 @@ class LatencyTable:
                 where=str(self.path),
                 hint=_WRITABLE if environment else "delete the file to measure again",
             ) from error
+
+
+def check_times(row: Row) -> str:
+    """What is wrong with a row's times and repeats; empty if nothing is."""
+    times = (row.median_us, row.p10_us, row.p90_us)
+    if row.failure:
+        return ""
+    if not all(isinstance(t, float) and 0 < t < math.inf for t in times):
+        return "times {!r}, {!r}, {!r}".format(*times)
+    if not row.p10_us <= row.median_us <= row.p90_us:
+        return f"median {row.median_us} outside [{row.p10_us}, {row.p90_us}]"
+    return ""
 
 
 def describe(workload: Workload) -> str:

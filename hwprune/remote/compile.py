@@ -16,10 +16,10 @@ from hwprune.lower.build import compile_kernels
 from hwprune.lower.spec import Workload
 from hwprune.remote.plan import LaunchPlan, launch_plan
 from hwprune.target import Target
+from hwprune.toolchain import COMPILERS, linker
 from hwprune.tvm_runtime import load_tvm
 
 DRIVER = Path(__file__).with_name("driver.c")
-PACKAGES = {"aarch64-linux-gnu": "g++-aarch64-linux-gnu"}
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,7 @@ class Batch:
 
 def compiler(target: Target) -> str:
     """The compiler and linker of a target's libraries. Raises ToolchainError if it is missing."""
-    name = target.toolchain or "g++"
-    if shutil.which(name) is None:
-        prefix = name.removesuffix("-g++").removesuffix("-gcc")
-        raise ToolchainError(
-            f"{name} is not installed: target {target.name!r} is compiled with it",
-            where="PATH",
-            hint=f"install the Debian package {PACKAGES.get(prefix, 'g++')}",
-        )
-    return name
+    return linker(target) or next(name for name in COMPILERS if shutil.which(name))
 
 
 def build_driver(target: Target, directory: Path) -> Path:

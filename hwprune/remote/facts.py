@@ -16,7 +16,7 @@ from pathlib import Path
 from hwprune.errors import TargetError, ToolchainError
 from hwprune.host_cpu import CpuFacts, read_cpu
 from hwprune.provenance import device_fingerprint
-from hwprune.target import Target, architecture, check_runnable
+from hwprune.target import Target, architecture, check_code
 
 CPUS = "/sys/devices/system/cpu/cpu"
 HOT_C = 75.0  # Raspberry Pis lower their clock at 80
@@ -149,7 +149,7 @@ def check_board(facts: BoardFacts, target: Target, where: str) -> None:
             hint="choose the target of the board's core: see hwprune targets",
         )
     try:
-        check_runnable(replace(target, runner="local"), facts.cpu)
+        check_code(target, facts.cpu)
     except TargetError as error:
         raise TargetError(error.what, where=where, hint="choose the board's target") from error
 

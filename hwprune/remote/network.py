@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from hwprune.build import TOLERANCE, Build, run_torch
+from hwprune.build import Build, compare, run_torch
 from hwprune.capture import Program, specialize
 from hwprune.deploy import LIBRARY
-from hwprune.errors import LoweringError, TargetError
+from hwprune.errors import TargetError
 from hwprune.remote.measure import TRIES, BoardTable
 from hwprune.remote.process import BoardLostError, BoardProcess
 from hwprune.remote.session import connect
@@ -59,18 +59,5 @@ def time_networks(
             process.kill()
     boards.warn(connected.facts.warnings(worked=True))
     for program, found in zip(static, outputs, strict=True):
-        _check(program, found, connected.where)
+        compare(found, program, run_torch(program))
     return times
-
-
-def _check(program: Program, found: Sequence[np.ndarray], where: str) -> None:
-    for ours, theirs in zip(found, run_torch(program), strict=True):
-        expected = theirs.numpy().astype(np.float64)
-        scale = max(float(np.abs(expected).max(initial=0.0)), 1e-30)
-        error = float(np.abs(ours - expected).max(initial=0.0)) / scale
-        if not error <= TOLERANCE:
-            raise LoweringError(
-                f"on the board {program.name} differs from PyTorch by {error:.1e} (relative)",
-                where=where,
-                hint=f"at most {TOLERANCE:.0e} is accepted; please report the model",
-            )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from hwprune.report import plots
-from hwprune.report.summary import Report, facts, heading, ratio, rows
+from hwprune.report.summary import MEASURED, Report, facts, heading, how, ratio, rows
 
 STYLE = """
 :root{color-scheme:light dark}
@@ -66,7 +66,10 @@ def _cards(report: Report) -> Iterator[str]:
     for key, word, label, scale, form in _CARDS:
         if key in report["dense"] and key in report["pruned"]:
             values = (form.format(report[side][key] * scale) for side in ("dense", "pruned"))
-            yield _card(f"{1 / max(ratio(report, key), 1e-9):.2f}× {word}", label.format(*values))
+            told = label.format(*values)
+            if key == "latency_us" and how(report) != MEASURED:
+                told += f", {how(report)}"
+            yield _card(f"{1 / max(ratio(report, key), 1e-9):.2f}× {word}", told)
     seen = report.get("fidelity") or {}
     if seen.get("top1_agreement") is not None:
         yield _card(f"{100 * seen['top1_agreement']:.0f} %", "top-1 agreement with the dense model")

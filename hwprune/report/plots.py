@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hwprune.report.summary import Report
+from hwprune.report.summary import Report, how
 
 DENSE, PRUNED = "#9aa5b1", "#1f77b4"
 WIDTH = 4.4  # inches: 422 CSS pixels
@@ -50,7 +50,7 @@ def kernels(figure: Any, report: Report) -> None:
         [kernel_name(k) for k in found],
         [k["dense_us"] for k in found],
         [k["pruned_us"] for k in found],
-        "µs in the network, measured",
+        f"µs in the network, {how(report)}",
     )
 
 
@@ -67,7 +67,7 @@ def curve(figure: Any, report: Report) -> None:
     axes.plot(latency_ms, [100 * p["importance_kept"] for p in points], "o-", color=PRUNED)
     if "latency_us" in report["pruned"]:
         here = report["pruned"]["latency_us"] / 1000
-        axes.axvline(here, color=DENSE, ls="--", label="this model, measured")
+        axes.axvline(here, color=DENSE, ls="--", label=f"this model, {how(report)}")
         axes.legend(loc="lower right")
     axes.set_xlabel("latency, predicted (ms)")
     axes.set_ylabel("importance kept (%)")

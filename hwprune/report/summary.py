@@ -7,8 +7,11 @@ from typing import Any
 
 Report = Mapping[str, Any]
 
+MEASURED = "measured"
+_HOW = {"device": MEASURED, "emulator": "counted in an emulator", "model": "predicted by a model"}
+
 _SIZES = (
-    ("latency_us", "latency, measured (ms)", 1e-3, "{:.2f}"),
+    ("latency_us", "latency, {} (ms)", 1e-3, "{:.2f}"),
     ("predicted_us", "latency, predicted (ms)", 1e-3, "{:.2f}"),
     ("macs", "multiply-accumulates (M)", 1e-6, "{:.1f}"),
     ("params", "parameters (M)", 1e-6, "{:.3f}"),
@@ -19,9 +22,15 @@ _SIZES = (
 
 
 def heading(report: Report) -> str:
-    """One line: which model, where, on how many threads."""
+    """One line: which model, where, on how many threads; that a latency is not measured."""
     threads = report["threads"]
-    return f"{report['model']} on {report['target']}, {threads} thread{'s' * (threads != 1)}"
+    line = f"{report['model']} on {report['target']}, {threads} thread{'s' * (threads != 1)}"
+    return line if how(report) == MEASURED else f"{line}; latency {how(report)}"
+
+
+def how(report: Report) -> str:
+    """Where the report's latencies come from, in words."""
+    return _HOW[report["pruned"].get("latency_source", "device")]
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -33,7 +42,7 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
             continue
         lines.append(
             (
-                label,
+                label.format(how(report)),
                 form.format(dense[key] * scale),
                 form.format(pruned[key] * scale),
                 f"{ratio(report, key):.3f}",
@@ -56,6 +65,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    if "latency_model" in report:
+        yield "latency, predicted by a model", _interval(report)
     yield from _origin(report)
     certificate = report["certificate"]
     verdict = "passed" if certificate["passed"] else "FAILED"
@@ -88,6 +99,13 @@ def _origin(report: Report) -> Iterator[tuple[str, str]]:
     yield "optimality gap", f"{_percent(search['gap'])} (search {search['seconds']:.1f} s)"
 
 
+def _interval(report: Report) -> str:
+    """Four of five kernels lie within; the ends are as if all were wrong in one direction."""
+    pruned = report["pruned"]
+    low, high = (pruned[f"latency_{end}_us"] / 1000 for end in ("low", "high"))
+    return f"{low:.2f} to {high:.2f} ms, {report['latency_model']}"
+
+
 def _compiled(report: Report) -> str:
     """How far the code is from PyTorch, and what ran it where that was not this machine."""
     error, ran_on = report["max_rel_error_compiled"], report.get("ran_on")
@@ -102,6 +120,8 @@ def _percent(share: float) -> str:
 
 def _sources(sources: Mapping[str, Any]) -> str:
     text = ", ".join(f"{sources[k]} {k}" for k in ("measured", "interpolated", "modelled"))
+    if "newly_modelled" in sources:
+        text += f"; {sources['newly_modelled']} newly modelled"
     if "newly_measured" in sources:
         text += f"; {sources['newly_measured']} new, {sources['reused']} reused"
     return text

@@ -1,0 +1,388 @@
+"""Predicted against measured convolutions of an Arm core, and networks, from published tables.
+
+    python -m benchmarks.arm_prediction --conv CSV --core cortex-a72 [--fit | --no-fit] [--e2e CSV]
+        [--device NAME] [--threads N] [--clock-ghz GHZ] [--save FILE] [--out FILE]
+
+The columns of --conv are those of `hwprune.predict.published`. With --fit (the default) the model
+is calibrated on the rows and judged by ten-fold cross-validation: no convolution is predicted by a
+model that saw it. A second, harder validation leaves out every convolution of the same plane and
+kernel. With --no-fit the target's stored calibration (or that of its class) predicts all rows. With
+--e2e (a row per device, a column per network) the sums of predicted kernels are calibrated to whole
+networks; each is then predicted with all, and with all others. --save stores the calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from benchmarks import common
+from hwprune.errors import HwpruneError, TableError, TargetError
+from hwprune.predict.calibration import TVM, Calibrated, find_model
+from hwprune.predict.conv_shape import ConvShape
+from hwprune.predict.divided import divided_work
+from hwprune.predict.generic import described_model
+from hwprune.predict.machine import Machine
+from hwprune.predict.model import FEWEST, TAILS, LatencyModel, Sample, cross_validate
+from hwprune.predict.network import LAUNCH_US, NetworkModel, NetworkTerms
+from hwprune.predict.published import MeasuredConv, read_convolutions
+from hwprune.predict.work import ALGORITHMS, DEPTHWISE, DIRECT, TERMS, WINOGRAD
+from hwprune.target import load_target
+
+FOLDS = 10
+ARM32_REGISTERS = 16  # of 128 bits, in code for 32-bit Arm
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a device of published tables is: its core, how many were used, their clock."""
+
+    core: str
+    threads: int
+    clock_hz: float
+    network_table: str = ""  # its name in the end-to-end table
+
+
+# TVM's own benchmark page, and the data sheets of the chips.
+BOARDS = {
+    "rk3399": Board("cortex-a72", 2, 1.8e9, "Firefly RK3399"),
+    "bcm2837": Board("cortex-a53", 4, 1.2e9, "Raspberry Pi 3B"),
+    "rasp3b": Board("cortex-a53", 4, 1.2e9, "Raspberry Pi 3B"),
+    "bcm2711": Board("cortex-a72", 4, 1.5e9),
+    "rasp4b": Board("cortex-a72", 4, 1.5e9),
+}
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = common.parser(__doc__, "the first 60 rows only")
+    parser.add_argument("--conv", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--core", required=True, help="a target: cortex-a72")
+    parser.add_argument("--fit", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--e2e", type=Path, metavar="CSV")
+    parser.add_argument("--device", help="the rows of this `model`; by default the core's, or all")
+    parser.add_argument("--threads", type=int, help="cores that the measured code used")
+    parser.add_argument("--clock-ghz", type=float)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="store the calibration")
+    try:
+        return run(parser.parse_args(arguments))
+    except HwpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    rows, device = choose_rows(read_convolutions(options.conv), options.core, options.device)
+    rows = rows[:60] if options.quick else rows
+    machine = machine_of(options, device, rows[0].abi)
+    samples = samples_of(rows, machine, warm=not streams_weights(rows, machine))
+    table = validate(samples, rows, machine, options)
+    model = fitted(samples, machine, options)
+    facts: Row = {
+        "device": device,
+        "core": options.core,
+        "fit": options.fit,
+        "rows_used": len(rows),
+    }
+    network = None
+    if options.e2e is not None:
+        network, found = networks(options.e2e, device, rows, model, machine)
+        table += found
+    show(table, device, options)
+    if options.save is not None and options.fit:
+        save(options, device, rows, machine, network)
+    common.finish(options.out, table, ("scipy",), facts)
+    return 0
+
+
+def choose_rows(
+    rows: Sequence[MeasuredConv], core: str, device: str | None
+) -> tuple[list[MeasuredConv], str]:
+    """The rows of one device. Raises TableError where it is not clear which."""
+    names = sorted({row.device for row in rows})
+    if device is None:
+        of_core = [name for name in names if name in BOARDS and BOARDS[name].core == core]
+        fits = of_core or names
+        if len(fits) > 1:
+            raise TableError(f"has several devices: {', '.join(fits)}", hint="pass --device")
+        device = fits[0]
+    found = [row for row in rows if row.device == device]
+    if not found:
+        raise TableError(f"has no rows of {device!r}", hint=f"it has {', '.join(names)}")
+    return found, device
+
+
+def machine_of(options: argparse.Namespace, device: str, abi: str) -> Machine:
+    """The core with the board's clock and cores, and the registers of the rows' ABI."""
+    target = load_target(options.core)
+    board = BOARDS.get(device)
+    threads = options.threads or (board.threads if board else target.cores)
+    if threads < 1:
+        raise TargetError(f"{threads} threads", where="--threads", hint="at least 1")
+    clock_hz = board.clock_hz if board else target.clock_hz
+    if options.clock_ghz is not None:
+        clock_hz = 1e9 * options.clock_ghz
+    machine = Machine.of(
+        replace(target, cores=max(threads, target.cores), clock_hz=clock_hz), threads
+    )
+    return replace(machine, registers=ARM32_REGISTERS) if abi == "armv7" else machine
+
+
+def streams_weights(rows: Sequence[MeasuredConv], machine: Machine) -> bool:
+    """Whether weights were read from memory: no kernel is faster than that could be.
+
+    Tuners time kernels over arrays that nothing was ever written to: all their pages are one.
+    """
+    if machine.memory_bytes_per_s is None:
+        return True
+    large = [r for r in rows if r.shape.weight_bytes > 2 * machine.l2_bytes]
+    rates = [r.shape.weight_bytes / r.measured_us * 1e6 for r in large]
+    return max(rates, default=0.0) <= machine.memory_bytes_per_s
+
+
+def samples_of(
+    rows: Sequence[MeasuredConv], machine: Machine, *, warm: bool, by_family: bool = False
+) -> list[Sample]:
+    """Samples whose weights cost nothing where they were `warm`."""
+    found = []
+    for row in rows:
+        work = divided_work(row.shape, row.algorithm, machine)
+        work = replace(work, weight_bytes=0.0) if warm else work
+        found.append(Sample(work, row.measured_us, row.family if by_family else row.layer))
+    return found
+
+
+def fitted(
+    samples: Sequence[Sample], machine: Machine, options: argparse.Namespace
+) -> LatencyModel:
+    """The calibrated model, or with --no-fit the stored one."""
+    if not options.fit:
+        return find_model(load_target(options.core), machine).model
+    if len(samples) < FEWEST:
+        raise TableError(f"{len(samples)} rows: at least {FEWEST} are needed", where="--fit")
+    return LatencyModel.fit(samples, machine, described_model())
+
+
+def validate(
+    samples: Sequence[Sample],
+    rows: Sequence[MeasuredConv],
+    machine: Machine,
+    options: argparse.Namespace,
+) -> list[Row]:
+    """A row of errors for every way to judge, and for every algorithm."""
+    measured = np.array([s.measured_us for s in samples])
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "proportional to MACs": lambda: _proportional(samples, rows),
+    }
+    if options.fit:
+        families = [replace(s, layer=r.family) for s, r in zip(samples, rows, strict=True)]
+        prior = described_model()
+        ways |= {
+            "cross-validated by layer": lambda: cross_validate(
+                samples, machine, prior, folds=FOLDS
+            ),
+            "the same, without smoothing": lambda: cross_validate(
+                samples, machine, prior, folds=FOLDS, smooth=False
+            ),
+            "cross-validated by plane and kernel": lambda: cross_validate(
+                families, machine, prior, folds=FOLDS
+            ),
+        }
+    else:
+        model = find_model(load_target(options.core), machine).model
+        ways["stored calibration"] = lambda: model.median_us([s.work for s in samples], machine)
+    kinds = np.array([s.work.algorithm for s in samples])
+    found = []
+    for way, predict in ways.items():
+        predicted = predict()
+        for kind in ("all", *(k for k in ALGORITHMS if (kinds == k).any())):
+            rows_of = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+            found.append(
+                {"way": way, "kernels": kind} | errors(predicted[rows_of], measured[rows_of])
+            )
+    return found
+
+
+def _proportional(samples: Sequence[Sample], rows: Sequence[MeasuredConv]) -> np.ndarray:
+    """What counting multiply-accumulates says, one rate an algorithm: the median of all rows."""
+    macs = np.array([row.shape.macs for row in rows], dtype=float)
+    measured = np.array([s.measured_us for s in samples])
+    kinds = np.array([s.work.algorithm for s in samples])
+    rates = {k: float(np.median(measured[kinds == k] / macs[kinds == k])) for k in set(kinds)}
+    return np.array([rates[k] for k in kinds]) * macs
+
+
+def errors(predicted: np.ndarray, measured: np.ndarray) -> Row:
+    """Mean absolute percentage error, its 95th percentile, Spearman's rank correlation."""
+    off = 100 * np.abs(predicted / measured - 1)
+    rank = float(spearmanr(predicted, measured).statistic) if len(off) > 2 else None
+    return {
+        "count": len(off),
+        "mape_percent": round(float(off.mean()), 2),
+        "p95_percent": round(float(np.quantile(off, 0.95)), 2),
+        "rank_correlation": None if rank is None else round(rank, 4),
+    }
+
+
+def networks(
+    path: Path,
+    device: str,
+    rows: Sequence[MeasuredConv],
+    model: LatencyModel,
+    machine: Machine,
+) -> tuple[NetworkModel, list[Row]]:
+    """Networks calibrated on all, and each predicted by a calibration on the others."""
+    from benchmarks.arm_networks import NETWORKS
+
+    measured_ms = {n: ms for n, ms in read_networks(path, device).items() if n in NETWORKS}
+    if len(measured_ms) < 4:
+        raise TableError(f"has {len(measured_ms)} networks that are known here", where=str(path))
+    terms = {name: network_terms(name, rows, model, machine) for name in measured_ms}
+    names = list(measured_ms)
+    whole = NetworkModel.fit(list(terms.values()), [1000 * measured_ms[n] for n in names])
+    found = []
+    for name in names:
+        others = [n for n in names if n != name]
+        without = NetworkModel.fit(
+            [terms[n] for n in others], [1000 * measured_ms[n] for n in others]
+        )
+        found.append(
+            {
+                "network": name,
+                "measured_ms": measured_ms[name],
+                "kernels_ms": round(terms[name].kernels / 1000, 1),
+                "predicted_ms": round(whole.us(terms[name]) / 1000, 1),
+                "error_percent": _percent(whole.us(terms[name]), measured_ms[name]),
+                "left_out_error_percent": _percent(without.us(terms[name]), measured_ms[name]),
+            }
+        )
+    return whole, found
+
+
+def _percent(predicted_us: float, measured_ms: float) -> float:
+    return round(100 * (predicted_us / 1000 / measured_ms - 1), 1)
+
+
+def read_networks(path: Path, device: str) -> dict[str, float]:
+    """Milliseconds by network. Raises TableError where the device is not there."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"cannot be read: {error}", where=str(path)) from error
+    names = {device, BOARDS[device].network_table if device in BOARDS else device}
+    for number, line in enumerate(lines, start=2):
+        if line.get("device") in names:
+            try:
+                return {k: float(v) for k, v in line.items() if k not in ("device", "cores") and v}
+            except (TypeError, ValueError) as error:
+                raise TableError(f"is malformed: {error}", where=f"{path}:{number}") from error
+    known = ", ".join(str(line.get("device")) for line in lines)
+    raise TableError(f"has no row for {device!r}", where=str(path), hint=f"it has {known}")
+
+
+def network_terms(
+    name: str, rows: Sequence[MeasuredConv], model: LatencyModel, machine: Machine
+) -> NetworkTerms:
+    """The sum of a network's predicted kernels, and its bytes at the described bandwidth."""
+    from benchmarks.arm_networks import layers
+
+    shapes, linear_bytes = layers(name)
+    tuned = {row.layer: row.algorithm for row in rows}
+    works = [divided_work(s, tuned.get(repr(s), _usual(s)), machine) for s in shapes]
+    rate = (machine.memory_bytes_per_s or 8e9) / 1e6  # bytes per microsecond
+    bare = [replace(work, weight_bytes=0.0) for work in works]
+    return NetworkTerms(
+        float(model.median_us(bare, machine).sum()),
+        sum(work.weight_bytes for work in works) / rate,
+        linear_bytes / rate,
+        sum(work.tensor_bytes[-1] for work in works) / rate,
+        LAUNCH_US * len(works),
+    )
+
+
+def _usual(shape: ConvShape) -> str:
+    """The template that TVM takes for a convolution that nobody has tuned."""
+    if shape.depthwise:
+        return DEPTHWISE
+    small = (shape.kernel_height, shape.kernel_width, shape.stride) == (3, 3, 1)
+    return WINOGRAD if small and shape.channels >= 64 else DIRECT
+
+
+def save(
+    options: argparse.Namespace,
+    device: str,
+    rows: Sequence[MeasuredConv],
+    machine: Machine,
+    network: NetworkModel | None,
+) -> None:
+    """Store the coefficients: without the residual, which is of these schedules only.
+
+    Where weights were not read from memory, their coefficient is that of whole networks.
+    """
+    warm = not streams_weights(rows, machine)
+    samples = samples_of(rows, machine, warm=warm)
+    model = LatencyModel.fit(samples, machine, described_model(), smooth=False)
+    if warm and network is not None:
+        at = TERMS.index("weights")
+        changed: Mapping[str, np.ndarray] = {k: c.copy() for k, c in model.coefficients.items()}
+        for row in changed.values():
+            row[at] = network.weights
+        model = replace(model, coefficients=changed)
+    source = f"published table of {device}, {machine.threads} threads"
+    stored = Calibrated(
+        model, options.core, TVM, source, len(rows), transfer(model, options, device)
+    )
+    stored.save(options.save)
+    common.console.print(f"calibration written to {options.save}")
+
+
+def transfer(model: LatencyModel, options: argparse.Namespace, device: str) -> tuple[float, float]:
+    """The interval of a core's coefficients on the other cores of the table."""
+    logs = []
+    every = read_convolutions(options.conv)
+    for other in sorted({row.device for row in every} & set(BOARDS) - {device}):
+        if BOARDS[other].core == options.core:
+            continue
+        rows = [row for row in every if row.device == other]
+        asked = argparse.Namespace(core=BOARDS[other].core, threads=None, clock_ghz=None)
+        machine = machine_of(asked, other, rows[0].abi)
+        samples = samples_of(rows, machine, warm=True)
+        predicted = model.median_us([s.work for s in samples], machine)
+        logs += list(np.log([s.measured_us for s in samples] / predicted))
+    if not logs:
+        return described_model().interval
+    bound = max(map(abs, (*np.quantile(logs, TAILS), *model.interval)))
+    return -float(bound), float(bound)  # the next core may be off in the other direction
+
+
+def show(rows: Sequence[Row], device: str, options: argparse.Namespace) -> None:
+    common.table(
+        f"{device} ({options.core}): convolutions, predicted against measured",
+        ("how", "kernels", "rows", "MAPE %", "p95 %", "rank"),
+        [
+            (r["way"], r["kernels"], str(r["count"]), f"{r['mape_percent']:.1f}",
+             f"{r['p95_percent']:.1f}", str(r["rank_correlation"]))
+            for r in rows if "way" in r
+        ],
+        text=2,
+    )  # fmt: skip
+    found = [r for r in rows if "network" in r]
+    if found:
+        common.table(
+            "Networks: calibrated on all, and on all others",
+            ("network", "measured ms", "kernels", "predicted", "error %", "left out, error %"),
+            [tuple(str(value) for value in r.values()) for r in found],
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
