@@ -124,7 +124,8 @@ def machine_of(options: argparse.Namespace, device: str, abi: str) -> Machine:
     """The core with the board's clock and cores, and the registers of the rows' ABI."""
     target = load_target(options.core)
     board = BOARDS.get(device)
-    threads = options.threads or (board.threads if board else target.cores)
+    threads = board.threads if board else target.cores
+    threads = threads if options.threads is None else options.threads
     if threads < 1:
         raise TargetError(f"{threads} threads", where="--threads", hint="at least 1")
     clock_hz = board.clock_hz if board else target.clock_hz

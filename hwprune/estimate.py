@@ -1,7 +1,8 @@
 """The latency of a network that cannot be run here: the sum of its kernels' rows, with an interval.
 
 In: a `Program`, a `Target` that is not here, its table. Out: an `Estimate` of a dense and a pruned
-network, every kernel priced at its exact sizes. It says `model` wherever a model had a part in it.
+network, every kernel priced at its exact sizes. A sum of kernels is never a measurement of their
+network, even where boards have measured them all.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from hwprune.lower import fold_batch_norm, fuse
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
 from hwprune.predict.calibration import find_model
+from hwprune.predict.fill import MODEL
 from hwprune.predict.machine import Machine
-from hwprune.price import Sources, count_sources, weakest
+from hwprune.price import Sources, count_sources
 from hwprune.table import LatencyTable, Row
 from hwprune.target import Target
 
@@ -44,11 +46,6 @@ class Span:
     high_us: float
     kernels: tuple[KernelTime, ...]
 
-    @property
-    def source(self) -> str:
-        """The weakest source of its kernels."""
-        return weakest(kernel.source for kernel in self.kernels)
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -66,6 +63,15 @@ class Estimate:
     def ratio(self) -> float:
         """Pruned over dense."""
         return self.pruned.median_us / self.dense.median_us
+
+    @property
+    def origin(self) -> str:
+        """What the latencies rest on: the calibration, and kernels that boards have measured."""
+        kernels = (*self.dense.kernels, *self.pruned.kernels)
+        measured = sum(kernel.source != MODEL for kernel in kernels)
+        if not measured:
+            return self.described
+        return f"{self.described}; {measured} of {len(kernels)} kernels measured on a board"
 
     @property
     def sources(self) -> Sources:
