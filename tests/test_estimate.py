@@ -12,6 +12,7 @@ from hwprune.budget import LATENCY, Budget
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, TargetError
 from hwprune.estimate import estimate_network
+from hwprune.front_search import search as search_front
 from hwprune.obtain import is_predicted, open_table
 from hwprune.pipeline import profile, prune
 from hwprune.prepare import prepare
@@ -23,6 +24,7 @@ from hwprune.request import read_request
 from hwprune.search_stages import dense_amount, stage_budgets
 from hwprune.table import LatencyTable, Row
 from hwprune.target import load_target
+from hwprune.ways.iterative import prune_iteratively
 from tests.small_net import small_net
 
 X = (torch.zeros(1, 3, 32, 32),)
@@ -109,3 +111,14 @@ def test_stages_share_a_predicted_budget() -> None:
     dense_us = dense_amount(LATENCY, prepared)
     budgets = stage_budgets({LATENCY: Budget(LATENCY, 0.25 * dense_us, False)}, prepared, [], 2)
     assert budgets[LATENCY].value == pytest.approx(0.5 * dense_us)
+
+
+def test_steps_are_predicted_and_fronts_are_refused(tmp_path: Path) -> None:
+    stepped = prune_iteratively(small_net(), X, target="cortex-a72", latency="50%", steps=2)
+    assert stepped.report["pruned"]["latency_source"] == "model"
+    assert 0.4 < stepped.report["ratio"] <= 0.51
+    with pytest.raises(TargetError, match="does not run on this machine"):
+        search_front(
+            small_net(), X, out=tmp_path / "front", target="cortex-a72", budgets=("50%",),
+            evaluate=lambda module: 1.0,
+        )  # fmt: skip
