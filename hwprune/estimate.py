@@ -128,9 +128,10 @@ def _interpolated(costs: Sequence[Cost], widths: Mapping[str, int]) -> dict[str,
     found: dict[str, KernelTime] = {}
     for cost in costs:
         if cost.source != MODEL:
-            us, ends = cost.at(widths), cost.bounds(widths)
-            times = [time / cost.count for time in (us, *ends)]
-            found |= {name: KernelTime(name, "", *times, cost.source) for name in cost.calls}
+            low, high = cost.bounds(widths)
+            us, low, high = (time / cost.count for time in (cost.at(widths), low, high))
+            time = KernelTime("", "", us, low, high, cost.source)
+            found |= dict.fromkeys(cost.calls, time)
     return found
 
 
