@@ -2,9 +2,10 @@
 
     python -m benchmarks.arm_kernels [--quick] [--out FILE] [--core NAME ...] [--model NAME ...]
 
-Every fused convolution of the networks is compiled for every core. Of the innermost loop with the
-most multiply-adds: how many there are, what is spilled, and the cycles of one iteration by LLVM's
-machine-code analyser, whose model of the core knows no caches. `share` is multiply-adds a cycle
+Every fused convolution of the networks is compiled for every core. Of its hot loop (the innermost
+loop with the densest multiply-adds, of those with at least half of the most): how many there are,
+what is spilled, and the cycles of one iteration by LLVM's machine-code analyser, whose model of the
+core knows no caches. `share` is multiply-adds a cycle
 against the most that the same model starts. `unit_share` leaves out what the model makes
 instructions wait for: the busiest unit alone. A kernel below `GOAL` has its `reason`. Nothing was
 timed: these are numbers of a model of the core, and say nothing of memory.

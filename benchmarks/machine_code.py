@@ -1,7 +1,7 @@
-"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser makes of it.
+"""Reading Arm assembly: the hot loop of a kernel, and what LLVM's machine-code analyser says of it.
 
-In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop with the most
-multiply-adds, and `Analysis`: its cycles by the analyser's model of a core. The model knows no
+In: the assembly of a function as LLVM prints it. Out: `Loop`, the innermost loop that matters,
+and `Analysis`: its cycles by the analyser's model of a core. The model knows no
 caches: every load hits level 1.
 """
 
@@ -27,9 +27,10 @@ _VECTOR = r"\b[qdvsbh]\d+\b"
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions of an innermost loop."""
+    """The instructions of an innermost loop; `framed` where x29 points to the stack in it."""
 
     lines: tuple[str, ...]
+    framed: bool = False
 
     def having(self, pattern: str) -> tuple[str, ...]:
         """The instructions that match."""
@@ -48,9 +49,10 @@ class Loop:
     @property
     def spills(self) -> tuple[str, ...]:
         """Loads and stores of vector registers on the stack."""
+        stack = "sp|x29" if self.framed else "sp"
         return tuple(
             line
-            for line in self.having(r"^(ld|st)\w*\s.*\[(sp|x29)\b")
+            for line in self.having(rf"^(ld|st)\w*\s.*\[({stack})\b")
             if re.search(_VECTOR, line.split("[")[0])
         )
 
@@ -73,16 +75,24 @@ def innermost_loops(assembly: str) -> list[Loop]:
             for i, line in enumerate(function)
             if (m := _JUMP.match(line)) and labels.get(m[1], i + 1) <= i
         ]
+        framed = any(re.match(r"(mov|add)\s+x29, sp\b", line) for line in function)
         for start, end in spans:
             if not any(s != (start, end) and start <= s[0] and s[1] <= end for s in spans):
-                found.append(Loop(tuple(function[start : end + 1])))
+                found.append(Loop(tuple(function[start : end + 1]), framed))
     return found
 
 
 def hot_loop(assembly: str) -> Loop:
-    """The innermost loop with the most multiply-adds; without a loop an empty one."""
+    """The innermost loop where multiply-adds are densest, of those that have many of them.
+
+    Many are half of the most. A transform, unrolled, may have more than the products have that it
+    is made for, and an unrolled depthwise convolution more than the expansion before it. Without
+    a loop an empty one.
+    """
     loops = innermost_loops(assembly)
-    return max(loops, key=lambda loop: len(loop.multiply_adds), default=Loop(()))
+    most = max((len(loop.multiply_adds) for loop in loops), default=0)
+    many = [loop for loop in loops if 2 * len(loop.multiply_adds) >= most]
+    return max(many, key=lambda loop: len(loop.multiply_adds) / len(loop.lines), default=Loop(()))
 
 
 def analyser() -> str:

@@ -160,13 +160,14 @@ flat_t *flat_open(const char *library, const char *network) {
   connect(net->library, "__TVMBackendFreeWorkspace", (void *)release);
   connect(net->library, "__TVMBackendParallelLaunch", (void *)launch);
   net->file = whole_file(network, &size);
-  if (!net->file || size < 64 || memcmp(net->file, "HWPFLAT1", 8))
+  if (!net->file || size < 72 || memcmp(net->file, "HWPFLAT1", 8))
     return fprintf(stderr, "not a network: %s\n", network), NULL;
   const int64_t *at = (const int64_t *)(net->file + 8);
-  int64_t workspace = at[0], weights = at[1];
-  net->tensors = at[2], net->calls = at[3], net->inputs = at[4], net->outputs = at[5];
-  threads = at[6];
-  at += 7;
+  if (at[0] != size) return fprintf(stderr, "%s is not whole\n", network), NULL;
+  int64_t workspace = at[1], weights = at[2];
+  net->tensors = at[3], net->calls = at[4], net->inputs = at[5], net->outputs = at[6];
+  threads = at[7];
+  at += 8;
   net->workspace = allocate(0, 0, (uint64_t)workspace + ALIGNMENT, 0, 0);
   net->tensor = calloc((size_t)net->tensors, sizeof(tensor_t));
   net->call = calloc((size_t)net->calls + 1, sizeof(call_t));

@@ -1,4 +1,4 @@
-"""The script for the board, with an artifact of this machine's: the same code but for the target."""
+"""The script for the board, with an artifact of this machine's: only the target differs."""
 
 from __future__ import annotations
 

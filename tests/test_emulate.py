@@ -81,6 +81,11 @@ def test_a_damaged_network_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     renamed = replace(flat, calls=(("__tvm_ffi_none", flat.calls[0][1]), *flat.calls[1:]))
     with pytest.raises(LoweringError, match="no kernel __tvm_ffi_none"):
         run_flat(library, renamed, target, [network.inputs[0].numpy()])
+    whole = flat.to_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("hwprune.lower.flat.FlatNetwork.to_bytes", lambda _: whole[:-64])
+        with pytest.raises(LoweringError, match="is not whole"):
+            run_flat(library, flat, target, [network.inputs[0].numpy()])
     monkeypatch.setattr("hwprune.lower.flat.MAGIC", b"HWPFLAT0")
     with pytest.raises(LoweringError, match="not a network"):
         run_flat(library, flat, target, [network.inputs[0].numpy()])

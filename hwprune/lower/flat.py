@@ -4,7 +4,8 @@ In: what `relax_module` takes. Out: `FlatNetwork`; its bytes are what `flat_runn
 numbers int64, little-endian:
 
     "HWPFLAT1"
-    workspace bytes, offset of the weights in the file, tensors, calls, inputs, outputs, threads
+    bytes of the file, of the workspace, offset of the weights in the file,
+    numbers of tensors, calls, inputs, outputs, threads
     a tensor: place (0 workspace, 1 weights), offset there, DLPack's code and bits, rank, sizes
     a call: words of its name, the name (ends with zeros), number of arguments, their tensors
     the inputs' tensors, the outputs' tensors
@@ -63,10 +64,11 @@ class FlatNetwork:
         body = b"".join(map(_tensor_bytes, self.tensors))
         body += b"".join(_call_bytes(*call) for call in self.calls)
         body += _words(*self.inputs, *self.outputs)
-        header = len(MAGIC) + 7 * 8
+        header = len(MAGIC) + 8 * 8
         start = _aligned(header + len(body))
+        sizes = start + len(self.weights), self.workspace_bytes, start
         counts = map(len, (self.tensors, self.calls, self.inputs, self.outputs))
-        words = _words(self.workspace_bytes, start, *counts, self.threads)
+        words = _words(*sizes, *counts, self.threads)
         return (MAGIC + words + body).ljust(start, b"\0") + self.weights
 
 

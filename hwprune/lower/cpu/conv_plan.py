@@ -46,16 +46,17 @@ class Plan:
             else (g.out_height, g.out_width)
         )
         blocks = emit.blocks(g.out_channels, context.lanes)
-        registers = context.registers
-        if plain and not context.pipes.in_order:
-            registers = registers * 11 // 16  # LLVM keeps the inputs that the taps of a row share
+        registers, pipes = context.registers, context.pipes
+        if plain:  # LLVM keeps inputs that taps share, and every one is a load of its own
+            registers = registers * (13 if pipes.in_order else 11) // 16
+            pipes = tiles.WIDE
         tile = tiles.choose(
             rows,
             cols,
             1 if g.groups > 1 else blocks,
             registers,
             one_row=rows == 1,
-            pipes=context.pipes,
+            pipes=pipes,
             held=context.held(reduction.step),
         )
         return Plan(workload, context, g, reduction, tile)

@@ -15,10 +15,10 @@ BLEND = 6  # a norm of the limits of a tile
 class Pipes:
     """What a core starts in a cycle, in whole vectors; the default is that of a wide x86 core.
 
-    Without `lane_operand` a broadcast takes a load, of which one a cycle runs. With it a multiply-
-    add takes its value from a lane: the values of a tile are loaded as vectors and held where
-    they lie side by side, and fill registers meanwhile. Where `in_order` loads wait for their turn
-    among the multiply-adds, and weights are loaded before they are needed.
+    A broadcast takes a load of its own, of which one a cycle runs. With `lane_operand` a multiply-
+    add takes its value from a lane: values that lie side by side are loaded as a vector and held,
+    and fill registers meanwhile. Where `in_order` loads wait for their turn among the multiply-
+    adds, and weights are loaded before they are needed.
     """
 
     fma: float = 2.0
@@ -73,7 +73,7 @@ def _cycles(positions: int, blocks: int, pipes: Pipes, held: int) -> float:
     """
     fma = max(positions * blocks, pipes.fma * pipes.latency) / pipes.fma
     inputs = positions / held if held else positions
-    loads = inputs / (pipes.loads if pipes.lane_operand else 1) + blocks / pipes.loads
+    loads = inputs / (pipes.loads if held else 1) + blocks / pipes.loads
     if pipes.in_order:
         return fma + loads
     instructions = (positions * blocks + inputs + blocks) / pipes.issue

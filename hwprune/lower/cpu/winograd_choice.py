@@ -15,10 +15,8 @@ from hwprune.lower.cpu.geometry import Geometry
 
 SIZES = (2, 4)  # outputs of a tile along each axis
 CACHE_SHARE = 1.0  # of the level-2 cache that a chunk (and weights that stay there) may fill
-MEMORY_BYTES_PER_CYCLE = 5.0  # weights read from beyond this core's share of level 3
-DIRECT_BYTES_PER_CYCLE = 6.0  # by a core of the direct convolution, which fetches them early
-L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in that share
-L3_SHARE = 8 << 20  # bytes
+DIRECT_GAIN = 1.2  # how much faster the direct convolution reads weights: it fetches them early
+L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in this core's share of level 3
 SHARED_BYTES_PER_CYCLE = 2.0  # what another core has just written
 STEP = 4  # input channels per unrolled reduction step
 TWO = 2.0  # multiply-adds a cycle of the cores where the next were measured
@@ -56,7 +54,8 @@ def direct_cycles(g: Geometry, context: Context) -> float:
     blocks = emit.blocks(g.out_channels, context.lanes)
     products = 9 * g.channels * blocks * g.out_height * g.out_width / context.pipes.fma
     weights = 4 * 9 * g.channels * blocks * context.lanes
-    return (products / DIRECT_EFFICIENCY + weights / DIRECT_BYTES_PER_CYCLE) / context.threads
+    read = DIRECT_GAIN * context.memory_bytes_per_cycle
+    return (products / DIRECT_EFFICIENCY + weights / read) / context.threads
 
 
 def _options(g: Geometry, m: int, context: Context) -> list[Choice]:
@@ -93,7 +92,7 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
     work = chunks * products + count * transforms
     weights, alone = _weight_bytes(g, m, context), apart(chunks, context.threads)
     turns = math.ceil(chunks / context.threads) if alone else chunks
-    read = weights / MEMORY_BYTES_PER_CYCLE + (turns - 1) * _again(weights, context)
+    read = weights / context.memory_bytes_per_cycle + (turns - 1) * _again(weights, context)
     if alone:
         return work / (context.threads * emit.balance(chunks, context.threads)) + read
     shares = emit.balance(math.ceil(out / tile.blocks), context.threads)
@@ -132,4 +131,5 @@ def _again(weights: int, context: Context) -> float:
     """Cycles in which weights are read once more."""
     if weights <= CACHE_SHARE / 2 * context.l2_bytes:
         return 0.0
-    return weights / (L3_BYTES_PER_CYCLE if weights <= L3_SHARE else MEMORY_BYTES_PER_CYCLE)
+    near = weights <= context.l3_bytes
+    return weights / (L3_BYTES_PER_CYCLE if near else context.memory_bytes_per_cycle)
