@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwprune.bench import Pair
 from hwprune.errors import BudgetError
-from hwprune.latency import OVER, UNDER, Pair
+from hwprune.latency import OVER, UNDER
 from hwprune.program import Program
 
 STEPS = 8

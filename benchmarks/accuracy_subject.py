@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy_networks import Network
 from examples.fashion_mnist import Split
+from hwprune.bench import Pair, interleaved
 from hwprune.budget import MACS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture
 from hwprune.importance import Importance
-from hwprune.latency import Pair, interleaved
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.price import Cost, latency_costs
 from hwprune.score import Scores

@@ -73,12 +73,12 @@ def build(program: Program, target: Target, threads: int) -> Build:
     if artifact.loaded:
         result = artifact(*inputs)
         found = list(result) if isinstance(result, tuple) else [result]
-        return Build(artifact, lowered, _compare(found, static, reference))
+        return Build(artifact, lowered, compare(found, static, reference))
     runner = emulator(target)
     if runner is None:
         return Build(artifact, lowered, None)
     found = run_flat(directory / LIBRARY, lowered.flat(), target, inputs)
-    return Build(artifact, lowered, _compare(found, static, reference), runner.name)
+    return Build(artifact, lowered, compare(found, static, reference), runner.name)
 
 
 def run_torch(program: Program) -> tuple[Tensor, ...]:
@@ -118,7 +118,7 @@ def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _compare(
+def compare(
     compiled: Sequence[np.ndarray], program: Program, reference: tuple[Tensor, ...]
 ) -> float:
     """The largest error over the largest output. Raises LoweringError above `TOLERANCE`."""

@@ -15,11 +15,14 @@ from hwprune.options import (
     Attention,
     Branches,
     Calibrate,
+    Devices,
     FromSearch,
     Grouped,
     GroupNorm,
     Importance,
     Input,
+    KernelTimeout,
+    Key,
     Latency,
     Macs,
     Mean,
@@ -31,11 +34,13 @@ from hwprune.options import (
     PlanFile,
     PointNumber,
     RecoverWith,
+    Rpc,
     Seed,
     Std,
     TargetOption,
     Threads,
     Threshold,
+    Tracker,
     model_name,
     read_inputs,
     units,
@@ -77,22 +82,29 @@ def compile_command(
     grouped: Grouped = "auto",
     group_norm: GroupNorm = "auto",
     branches: Branches = False,
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    timeout: KernelTimeout = None,
+    devices: Devices = None,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune to the budgets (or as a plan says), compile, measure, write an artifact.
 
-    With --from and --point: finish a point of a search.
+    With --from and --point: finish a point of a search. With --rpc or --tracker: on that board.
     """
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile_pruned
+    from hwprune.remote.address import read_boards
     from hwprune.request import read_request
 
     check_writable(out)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
         "plan": plan, "threshold": threshold,
+        "boards": read_boards(rpc, tracker, key, devices, timeout),
     }  # fmt: skip
     if model is None or from_search is not None or point is not None or recover is not None:
         given_too = [k for k in asked if k not in ("target", "threads") and asked[k] is not None]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.atomic import check_writable
+from hwprune.bench import interleaved
 from hwprune.build import build
 from hwprune.capture import capture
 from hwprune.errors import HwpruneError
-from hwprune.latency import interleaved
 from hwprune.program import Program
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.report import write_report

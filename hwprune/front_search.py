@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.atomic import check_writable, replace_directory, write_text
+from hwprune.bench import ROUNDS, RUNS_A_ROUND
 from hwprune.budget import LATENCY, MACS, PARAMS, parse_budget
 from hwprune.build import build
 from hwprune.capture import capture
@@ -26,7 +27,6 @@ from hwprune.deploy import Artifact
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.front import DENSE, FORMAT, MODEL, Front, Point, pareto
 from hwprune.given import Model, as_program
-from hwprune.latency import ROUNDS, RUNS_A_ROUND
 from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.program import Program, fingerprint

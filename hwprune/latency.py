@@ -7,13 +7,13 @@ calibrated against the network, and a plan that misses the budget teaches the ca
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hwprune.allocate import allocate, check_reachable
+from hwprune.bench import Bench, Network, Pair, open_bench
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.build import Build, build
 from hwprune.calibrate import (
@@ -25,33 +25,22 @@ from hwprune.calibrate import (
 )
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
-from hwprune.deploy import Artifact
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
 from hwprune.measure import Measured
 from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels, open_table
+from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
+from hwprune.remote.address import Boards
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 
-ROUNDS = 31
-RUNS_A_ROUND = 5
 CORRECTIONS = 3
 OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Dense and pruned latency of one interleaved run, medians, and their ratio's spread, us."""
-
-    dense_us: float
-    pruned_us: float
-    ratio: float
 
 
 @dataclass(frozen=True)
@@ -95,8 +84,11 @@ def search(
     budgets: Mapping[str, Budget],
     progress: Progress,
     weak: Weak | None = None,
+    boards: Boards | None = None,
 ) -> Outcome:
     """Find and build the plan that keeps the most importance under the budgets, no `weak` units.
+
+    A latency is measured on `boards`, or here where they are None.
 
     Raises BudgetError: before any measurement where MACs or parameters cannot be met, after that
     of the narrowest and the full network's kernels where a latency cannot.
@@ -109,31 +101,19 @@ def search(
     check_reachable(problem)
     if LATENCY in budgets:
         loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
-        if is_predicted(prepared.target):
+        if boards is None and is_predicted(prepared.target):
             found = meet_by_prediction(
                 prepared, budgets[LATENCY], progress, loop.solve, loop.all_strong
             )
             return Outcome(found.allocation, found.plan, found.program, None, found.estimate)
-        return loop.run()
+        with open_bench(prepared.target, prepared.threads, boards) as bench:
+            return loop.run(bench)
     with progress.stage("allocate"):
         chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)
         chosen = without(chosen, weak or {}, problem)
     with progress.stage("rewrite"):
         plan, program = carry_out(prepared, chosen)
     return Outcome(chosen, plan, program, None)
-
-
-def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair:
-    """Time two artifacts alternately; medians over all inferences."""
-    times: tuple[list[float], list[float]] = ([], [])
-    ratios = []
-    for _ in range(rounds):
-        pair = [a.latencies_us(RUNS_A_ROUND, warmup=1) for a in (dense, pruned)]
-        for kept, new in zip(times, pair, strict=True):
-            kept += new
-        ratios.append(statistics.median(pair[1]) / statistics.median(pair[0]))
-    dense_us, pruned_us = map(statistics.median, times)
-    return Pair(dense_us, pruned_us, statistics.median(ratios))
 
 
 class _Loop:
@@ -151,24 +131,23 @@ class _Loop:
         self.prepared, self.scores, self.budget = prepared, scores, budget
         self.fixed, self.progress, self.weak = fixed, progress, weak
 
-    def run(self) -> Outcome:
-        prepared, progress = self.prepared, self.progress
-        with open_table(prepared.target) as table:
-            with progress.stage("check the budget") as advance:
-                first = check_latency(prepared, table, self.budget, advance)
-            with progress.stage("measure kernels") as advance:
-                kernels = first.then(measure_kernels(prepared, table, advance))
-            with progress.stage("compile dense"):
-                dense = build(prepared.program, prepared.target, prepared.threads)
-            profile = dense.lowered.profile(dense.artifact.example_inputs())
-            dense_us = statistics.median(dense.artifact.latencies_us(40, warmup=5))
-            calibration, costs = self._calibrate(table, profile, dense_us)
-            outcome = self._turns(costs, calibration, dense, dense_us, kernels, profile)
-            timing = outcome.timing
-            assert timing is not None
-            save_calibration(
-                table, fingerprint(prepared.program), prepared.threads, timing.calibration
+    def run(self, bench: Bench) -> Outcome:
+        prepared, progress, table = self.prepared, self.progress, bench.table
+        with progress.stage("check the budget") as advance:
+            first = check_latency(prepared, table, self.budget, advance, bench.boards)
+        with progress.stage("measure kernels") as advance:
+            kernels = first.then(measure_kernels(prepared, table, advance, bench.boards))
+        with progress.stage("compile dense"):
+            dense = Network(
+                build(prepared.program, prepared.target, prepared.threads), prepared.program
             )
+        profile = bench.profile(dense)
+        dense_us = bench.latency_us(dense)
+        calibration, costs = self._calibrate(table, profile, dense_us)
+        outcome = self._turns(bench, costs, calibration, dense, dense_us, kernels, profile)
+        timing = outcome.timing
+        assert timing is not None
+        save_calibration(table, fingerprint(prepared.program), prepared.threads, timing.calibration)
         return outcome
 
     def _calibrate(
@@ -191,9 +170,10 @@ class _Loop:
 
     def _turns(
         self,
+        bench: Bench,
         costs: tuple[Cost, ...],
         calibration: Calibration,
-        dense: Build,
+        dense: Network,
         dense_us: float,
         kernels: Measured,
         profile: Mapping[str, float],
@@ -208,8 +188,8 @@ class _Loop:
                 chosen = self.solve(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
             with self.progress.stage(f"compile, turn {turn}"):
-                pruned = build(program, prepared.target, prepared.threads)
-                pair = interleaved(dense.artifact, pruned.artifact)
+                pruned = Network(build(program, prepared.target, prepared.threads), program)
+                pair = bench.pair(dense, pruned)
             total = sum(cost.at(chosen.widths()) for cost in costs)
             predicted = calibration.network_us(total)
             runs.append((total, pair.ratio * dense_us))
@@ -222,10 +202,10 @@ class _Loop:
                 costs,
                 calibration_next,
                 kernels,
-                dense,
-                pruned,
+                dense.build,
+                pruned.build,
                 turn,
-                (profile, pruned.lowered.profile(pruned.artifact.example_inputs())),
+                (profile, bench.profile(pruned)),
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)

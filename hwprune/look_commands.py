@@ -17,17 +17,22 @@ from hwprune.options import (
     Attention,
     Branches,
     Calibrate,
+    Devices,
     Grouped,
     GroupNorm,
     Importance,
     Input,
+    KernelTimeout,
+    Key,
     Mean,
     Model,
     Out,
+    Rpc,
     Seed,
     Std,
     TargetOption,
     Threads,
+    Tracker,
     model_name,
     read_inputs,
     units,
@@ -108,28 +113,40 @@ def profile_command(
     branches: Branches = False,
     input_: Input = None,
     threads: Threads = 1,
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    devices: Devices = None,
+    timeout: KernelTimeout = None,
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this model's kernels over their widths into the target's latency table; resumes."""
+    """Measure this model's kernels over their widths into the target's latency table; resumes.
+
+    On this machine, or on boards that run TVM's RPC server (docs/boards.md).
+    """
     from hwprune.pipeline import profile
+    from hwprune.remote.address import read_boards
     from hwprune.request import read_target
 
-    read_target(target, threads, measures=True)
+    boards = read_boards(rpc, tracker, key, devices, timeout)
+    read_target(target, threads, measures=boards is None)
     with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_)
         done = profile(
-            given, inputs, target=target, threads=threads, progress=progress,
+            given, inputs, target=target, threads=threads, progress=progress, boards=boards,
             name=model_name(model), **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
         print_json(vars(done))
     else:
+        for warning in done.warnings:
+            Console(stderr=True).print(f"[yellow]warning:[/] {warning}")
         if done.model:
             Console().print(f"{done.predicted} kernels predicted, not measured: {done.model}")
         Console().print(
             f"{done.measured} kernels measured, {done.reused} reused, {len(done.failed)} failed, "
-            f"{done.seconds:.0f} s; table {done.table}"
+            f"{done.seconds:.0f} s; table {done.table}" + (f"; {done.board}" if done.board else "")
         )
 
 

@@ -173,7 +173,7 @@ def _time_module(module: Any, target: Target) -> np.ndarray:
     counts = [len(workload.inputs) for workload in module.workloads]
     pairs = list(zip(arguments, counts, strict=True))
     weights = [[t.numpy() for t in given[count:-1]] for given, count in pairs]
-    copies = _copies(sum(w.nbytes for group in weights for w in group), target)
+    copies = weight_copies(sum(w.nbytes for group in weights for w in group), target)
     launches, prepare = [], []
     for i, (given, count) in enumerate(pairs):
         inputs, output, ready = arena.place(module.workloads[i], given[:count], given[-1])
@@ -245,7 +245,7 @@ def _tensor(array: np.ndarray) -> Any:
     return load_tvm().runtime.tensor(array)
 
 
-def _copies(weight_bytes: int, target: Target) -> int:
+def weight_copies(weight_bytes: int, target: Target) -> int:
     """How many copies of a batch's weights, used in turn, keep them out of the near caches."""
     far = FAR_CACHES * (target.l2_bytes or 2**20)
     return int(np.clip(round(far / max(weight_bytes, 1)), 1, MOST_COPIES))

@@ -1,4 +1,4 @@
-"""Where latencies of kernels come from: measured here, or for a device that is not here, predicted.
+"""Where latencies of kernels come from: measured here or on boards, or predicted where neither is.
 
 In: workloads and a `Target`. Out: its open table, and rows in it that say their source.
 """
@@ -11,6 +11,7 @@ from hwprune.lower.spec import Workload
 from hwprune.measure import Measured, Progress, measure
 from hwprune.predict.fill import is_predicted, open_predicted, predict_rows
 from hwprune.provenance import provenance_of
+from hwprune.remote.measure import BoardTable, measure_on
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 
@@ -24,8 +25,14 @@ def obtain(
     table: LatencyTable,
     *,
     progress: Progress | None = None,
+    boards: BoardTable | None = None,
 ) -> Measured:
-    """Give every kernel a row, as `measure` and `predict_rows` say. Raises what these raise."""
+    """Give every kernel a row, as `measure`, `measure_on` (given `boards`) and `predict_rows` say.
+
+    Raises what these raise.
+    """
+    if boards is not None:
+        return measure_on(boards, workloads, progress)
     fill = predict_rows if is_predicted(target) else measure
     return fill(workloads, target, threads, table, progress=progress)
 

@@ -82,6 +82,15 @@ OptionalModel = Annotated[
     str | None, typer.Argument(help="package.module:callable, or a .pt2 file", metavar="MODEL")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Rpc = Annotated[str | None, typer.Option("--rpc", help="TVM's RPC server on the board: HOST:PORT.")]
+Tracker = Annotated[str | None, typer.Option(help="TVM's tracker that knows boards: HOST:PORT.")]
+Key = Annotated[str | None, typer.Option(help="The boards' key at the tracker, or the server's.")]
+Devices = Annotated[
+    int | None, typer.Option(help="Boards of that key to use at a time; usually 1.")
+]
+KernelTimeout = Annotated[
+    float | None, typer.Option("--timeout", help="Seconds of one launch of a kernel; usually 10.")
+]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="key=value for the callable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from hwprune.account import Facts, account, add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.build import Build, build
+from hwprune.bench import Final, Network, final_pair, open_bench
+from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.deploy import Artifact
@@ -27,11 +28,12 @@ from hwprune.estimate import describe_model, estimate_pair
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
-from hwprune.latency import interleaved, search
+from hwprune.latency import search
 from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
+from hwprune.prepare import Prepared, measure_kernels, prepare
 from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.remote.address import Boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
 from hwprune.result import ProfileResult, PruneResult, describe_groups, save
@@ -74,6 +76,7 @@ def prune(
     calibrate: Tensor | Sequence[Tensor] | None = None,
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> PruneResult:
@@ -101,16 +104,21 @@ def prune(
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
             a function takes the pruned Program and returns the recovered one.
         calibrate: unlabelled inputs, (N, …).
+        boards: measure latencies on them (`hwprune.remote.address.read_boards`), not here.
 
     Raises a HwpruneError subclass for everything that a user can cause.
     """
     clock = Clock(progress or Silent())
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
-        threshold=threshold,
+        threshold=threshold, boards=boards,
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
+    if boards is not None and len(forms) > 1:
+        raise HwpruneError(
+            "two stages are not measured on boards", where="attention", hint="heads or head_dim"
+        )
     scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
     if plan is None:
         scorer.check(calibrate is not None)
@@ -148,6 +156,7 @@ def compile_pruned(
     out: str | PathLike[str],
     target: str = "host",
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
@@ -158,22 +167,25 @@ def compile_pruned(
     check_writable(out)
     read_target(target, threads, compiles=True)
     clock = Clock(progress or Silent())
-    result = prune(model, inputs, target=target, threads=threads, progress=clock, **options)
+    result = prune(
+        model, inputs, target=target, threads=threads, boards=boards, progress=clock, **options
+    )
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
-    if is_predicted(result.target):
+    if boards is None and is_predicted(result.target):
         _predicted_latency(result)
-    elif final.artifact.loaded:
+    elif boards is not None or final.artifact.loaded:
         if timing is None:
             with clock.stage("compile dense"):
                 dense = build(result.dense, result.target, threads)
         else:
             dense = timing.dense
         with clock.stage("measure"):
-            _final_latency(result.report, dense, final)
+            networks = Network(dense, result.dense), Network(final, result.program)
+            _final_latency(result.report, final_pair(boards, *networks, result.target))
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -205,25 +217,30 @@ def profile(
     group_norm: str = AUTO,
     branches: bool = False,
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> ProfileResult:
-    """Fill the target's latency table for this model's kernels; resumes where it was stopped."""
+    """Fill the target's latency table for this model's kernels; resumes where it was stopped.
+
+    `boards` to measure on (`hwprune.remote.address.read_boards`); None is this machine.
+    """
     forms = Forms(attention, grouped, group_norm, branches).checked()
     clock = Clock(progress or Silent())
-    chosen = read_target(target, threads, measures=True)
+    chosen = read_target(target, threads, measures=boards is None)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     prepared = prepare(program, chosen, threads, **asdict(forms))
-    what = "predict kernels" if is_predicted(chosen) else "measure kernels"
-    with open_table(chosen) as table, clock.stage(what) as advance:
-        done = measure_kernels(prepared, table, advance)
-        path = str(table.path)
+    predicted = boards is None and is_predicted(chosen)
+    what = "predict kernels" if predicted else "measure kernels"
+    with open_bench(chosen, threads, boards) as bench, clock.stage(what) as advance:
+        done = measure_kernels(prepared, bench.table, advance, bench.boards)
+        path = str(bench.table.path)
     failed = tuple(w.op for w in done.failed)
-    described = describe_model(chosen, threads) if is_predicted(chosen) else ""
     return ProfileResult(
         done.measured, done.reused, failed, done.seconds, path,
-        predicted=done.predicted, model=described,
+        predicted=done.predicted, model=describe_model(chosen, threads) if predicted else "",
+        board=bench.board, warnings=bench.warnings,
     )  # fmt: skip
 
 
@@ -255,7 +272,11 @@ def _stages(
             weak = _weak_units(request, scorer, prepared, advance)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(Searched(prepared, scores, search(prepared, scores, budgets, clock, weak)))
+        done.append(
+            Searched(
+                prepared, scores, search(prepared, scores, budgets, clock, weak, request.boards)
+            )
+        )
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done
@@ -306,8 +327,10 @@ def _predicted_latency(result: PruneResult) -> None:
         add_estimate(result.report, found)
 
 
-def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
-    pair = interleaved(dense.artifact, pruned.artifact)
+def _final_latency(report: dict[str, Any], found: Final) -> None:
+    pair = found.pair
+    if found.board:
+        report["board"], report["warnings"] = found.board, list(found.warnings)
     report["dense"]["latency_us"] = pair.dense_us
     report["pruned"]["latency_us"] = pair.pruned_us
     report["ratio"] = pair.ratio

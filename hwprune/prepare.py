@@ -20,6 +20,7 @@ from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
 from hwprune.price import required
+from hwprune.remote.measure import BoardTable
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.workload import Site, sites, width_candidates
@@ -83,8 +84,12 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
 
 
 def measure_kernels(
-    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
+    prepared: Prepared,
+    table: LatencyTable,
+    advance: Callable[[int, int], None],
+    boards: BoardTable | None = None,
 ) -> Measured:
-    """Fill the table with the kernels that pricing this network needs."""
+    """Fill the table with the kernels that pricing this network needs, here or on boards."""
     needed = required(prepared.sites, prepared.candidates)
-    return obtain(needed, prepared.target, prepared.threads, table, progress=advance)
+    threads = prepared.threads
+    return obtain(needed, prepared.target, threads, table, progress=advance, boards=boards)

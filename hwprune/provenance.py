@@ -50,10 +50,11 @@ def provenance_of(target: Target) -> Provenance:
     )
 
 
-def device_fingerprint(facts: CpuFacts) -> str:
-    """A name for a kind of machine: its CPU, features and caches (not its host name)."""
+def device_fingerprint(facts: CpuFacts, *more: str) -> str:
+    """A name for a kind of machine: its CPU, features, caches and `more` (not its host name)."""
     parts = [facts.machine, facts.model, " ".join(sorted(facts.flags))]
     parts += [str(size) for size in (facts.l1d_bytes, facts.l2_bytes, facts.l3_bytes)]
+    parts += more
     return f"{facts.machine}-{_digest(parts)}"
 
 

@@ -14,6 +14,7 @@ from hwprune.measure import Measured
 from hwprune.obtain import obtain
 from hwprune.prepare import Prepared
 from hwprune.price import extremes
+from hwprune.remote.measure import BoardTable
 from hwprune.table import LatencyTable
 
 MARGIN = 1.15  # sums of kernels are this near to a network before they are calibrated
@@ -24,6 +25,7 @@ def check_latency(
     table: LatencyTable,
     budget: Budget,
     advance: Callable[[int, int], None] | None = None,
+    boards: BoardTable | None = None,
 ) -> Measured:
     """Measure the narrowest and the full network's kernels; says what was measured.
 
@@ -33,7 +35,7 @@ def check_latency(
     ends = extremes(prepared.sites, prepared.candidates)
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
-    done = obtain(workloads, prepared.target, threads, table, progress=advance)
+    done = obtain(workloads, prepared.target, threads, table, progress=advance, boards=boards)
     if done.failed:
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)

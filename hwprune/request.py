@@ -13,6 +13,7 @@ from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.predict.calibration import find_model
 from hwprune.predict.machine import Machine
+from hwprune.remote.address import Boards
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.threshold import check_threshold
 from hwprune.toolchain import linker
@@ -28,6 +29,7 @@ class Request:
     plan: Plan | None = None
     source: str = ""
     threshold: float | None = None
+    boards: Boards | None = None
 
 
 def read_request(
@@ -39,9 +41,12 @@ def read_request(
     params: str | float | None = None,
     plan: Plan | str | Path | None = None,
     threshold: float | None = None,
+    boards: Boards | None = None,
     compiles: bool = False,
 ) -> Request:
     """Read what `prune` is given; `compiles` says that the result is compiled here as well.
+
+    A latency is measured on `boards`, or here where they are None.
 
     Raises HwpruneError where it is malformed, contradictory, or this machine cannot do it.
     """
@@ -57,12 +62,16 @@ def read_request(
         raise BudgetError(
             "no budget given", hint="pass latency, macs, params or threshold; or a plan"
         )
-    chosen = read_target(target, threads, measures=LATENCY in budgets, compiles=compiles)
-    if LATENCY in budgets and not is_predicted(chosen):
+    if boards is not None and LATENCY not in budgets and not compiles:
+        raise HwpruneError("there is no latency to measure", where="boards", hint="leave them out")
+    timed = LATENCY in budgets
+    chosen = read_target(target, threads, measures=timed and boards is None, compiles=compiles)
+    if timed and (boards is not None or not is_predicted(chosen)):
         linker(chosen)
     if isinstance(plan, str | Path):
-        return Request(chosen, threads, budgets, Plan.load(plan), str(plan))
-    return Request(chosen, threads, budgets, plan, "given by the caller" if plan else "", floor)
+        return Request(chosen, threads, budgets, Plan.load(plan), str(plan), None, boards)
+    source = "given by the caller" if plan else ""
+    return Request(chosen, threads, budgets, plan, source, floor, boards)
 
 
 def read_target(

@@ -59,7 +59,8 @@ class PruneResult:
 class ProfileResult:
     """What `profile` did: rows measured, reused and failed, and the table they are in.
 
-    Of a device that is not here rows are `predicted`, by a `model` in a line.
+    Of a device that is not here rows are `predicted`, by a `model` in a line. `board` is what was
+    measured on, empty for this machine; `warnings` make its rows doubtful.
     """
 
     measured: int
@@ -69,6 +70,8 @@ class ProfileResult:
     table: str
     predicted: int = 0
     model: str = ""
+    board: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def save(result: PruneResult, artifact: Artifact, out: str | PathLike[str]) -> None:

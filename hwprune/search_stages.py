@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from hwprune.bench import interleaved
 from hwprune.budget import LATENCY, Budget
 from hwprune.build import build
 from hwprune.estimate import estimate_network
-from hwprune.latency import Outcome, interleaved
+from hwprune.latency import Outcome
 from hwprune.obtain import is_predicted, open_table
 from hwprune.prepare import Prepared
 from hwprune.stages import Stage, units_left

@@ -22,9 +22,10 @@ from benchmarks.accuracy_systems import OURS, RANDOM, SYSTEMS, WIDTH, recovered,
 from benchmarks.accuracy_train import accuracy as accuracy_of
 from benchmarks.accuracy_train import train
 from examples.fashion_mnist import Batches, SmallResNet, Split
+from hwprune.bench import Pair
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError
-from hwprune.latency import OVER, UNDER, Pair
+from hwprune.latency import OVER, UNDER
 from hwprune.recover import TrainConfig
 
 IMAGE = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -28,7 +28,8 @@ def test_a_wheel_brings_its_targets(tmp_path) -> None:
         "import hwprune, pathlib; "
         f"assert pathlib.Path(hwprune.__file__).is_relative_to({str(site)!r}); "
         "assert {'host', 'x86-64-v3', 'x86-64-v4'} <= set(hwprune.list_targets()); "
-        "assert hwprune.load_target('x86-64-v4').lanes == 16"
+        "assert hwprune.load_target('x86-64-v4').lanes == 16; "
+        "assert (pathlib.Path(hwprune.__file__).parent / 'remote/driver.c').is_file()"
     )
     env = {**os.environ, "PYTHONPATH": str(site)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)

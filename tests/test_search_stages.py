@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import hwprune
+from hwprune.bench import Pair
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import capture
-from hwprune.latency import Pair, search
+from hwprune.latency import search
 from hwprune.prepare import prepare
 from hwprune.progress import Silent
 from hwprune.score import score

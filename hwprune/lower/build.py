@@ -64,6 +64,18 @@ def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -
     Raises LoweringError naming what TVM cannot compile, TargetError if it would not run here.
     """
     check_runnable(target)
+    kernels, executable = compile_kernels(workloads, target, threads)
+    loaded = executable.jit() if hasattr(executable, "jit") else executable
+    return KernelModule(tuple(workloads), kernels, loaded, target.lanes, threads)
+
+
+def compile_kernels(
+    workloads: Sequence[Workload], target: Target, threads: int
+) -> tuple[tuple[Kernel, ...], Any]:
+    """(kernels, TVM's executable with `k0`, `k1`, …), for any target.
+
+    Raises LoweringError naming what TVM cannot compile.
+    """
     tvm = load_tvm()
     kernels = tuple(kernel_for(w, target, threads) for w in workloads)
     functions = {
@@ -71,11 +83,10 @@ def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -
     }
     try:
         with compiling():
-            library = tvm.compile(tvm.IRModule(functions), target=tvm_target(target))
+            executable = tvm.compile(tvm.IRModule(functions), target=tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the kernels: {error}") from error
-    loaded = library.jit() if hasattr(library, "jit") else library
-    return KernelModule(tuple(workloads), kernels, loaded, target.lanes, threads)
+    return kernels, executable
 
 
 def _tensor(array: np.ndarray) -> Any:

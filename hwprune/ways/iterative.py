@@ -18,13 +18,14 @@ import numpy as np
 from torch import Tensor
 
 from hwprune.account import Facts, account, add_estimate
+from hwprune.bench import Pair, interleaved
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build
 from hwprune.errors import HwpruneError
 from hwprune.estimate import estimate_pair
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
 from hwprune.given import Model, as_program
-from hwprune.latency import Outcome, Pair, interleaved
+from hwprune.latency import Outcome
 from hwprune.obtain import is_predicted
 from hwprune.pipeline import prune
 from hwprune.plan import Plan

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from hwprune.bench import interleaved
 from hwprune.build import build
 from hwprune.errors import HwpruneError, ModelError
 from hwprune.given import as_program
-from hwprune.latency import interleaved
 from hwprune.program import Program
 from hwprune.request import read_target
 from hwprune.target import check_runnable

@@ -1,0 +1,128 @@
+"""`Bench`: where whole networks are timed, and kernels: this machine, or boards.
+
+In: compiled networks with their programs. Out: latencies in microseconds, dense and pruned timed
+in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hwprune.build import Build
+from hwprune.capture import Program
+from hwprune.deploy import Artifact
+from hwprune.prepare import open_table
+from hwprune.remote.address import Boards
+from hwprune.remote.measure import BoardTable, open_boards
+from hwprune.remote.network import time_networks
+from hwprune.table import LatencyTable
+from hwprune.target import Target
+
+ROUNDS = 31
+RUNS_A_ROUND = 5
+FEW_ROUNDS = 8  # of the dense network alone
+BOARD_ROUNDS = 11  # a board has nothing else to do, and is ten times slower
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Dense and pruned latency of one interleaved run, medians, and their ratio's spread, us."""
+
+    dense_us: float
+    pruned_us: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """A compiled network and the program that it was made from."""
+
+    build: Build
+    program: Program
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A latency table, and where what it lacks is measured: on `boards`, or here where None."""
+
+    table: LatencyTable
+    boards: BoardTable | None = None
+
+    @property
+    def board(self) -> str:
+        """The board in a line; empty for this machine."""
+        return self.boards.facts.brief if self.boards else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the board's latencies doubtful."""
+        return tuple(self.boards.warnings) if self.boards else ()
+
+    def latency_us(self, network: Network) -> float:
+        """The median latency of one network."""
+        if self.boards is not None:
+            times = time_networks(self.boards, [network], FEW_ROUNDS, RUNS_A_ROUND)
+            return float(statistics.median(times.flat))
+        return statistics.median(network.build.artifact.latencies_us(40, warmup=5))
+
+    def pair(self, dense: Network, pruned: Network) -> Pair:
+        """Dense and pruned, timed in turn."""
+        if self.boards is None:
+            return interleaved(dense.build.artifact, pruned.build.artifact)
+        times = time_networks(self.boards, [dense, pruned], BOARD_ROUNDS, RUNS_A_ROUND)
+        medians = [statistics.median(times[:, i].flat) for i in range(2)]
+        ratios = [statistics.median(new) / statistics.median(old) for old, new in times]
+        return Pair(float(medians[0]), float(medians[1]), float(statistics.median(ratios)))
+
+    def profile(self, network: Network) -> Mapping[str, float]:
+        """Microseconds of every call within the network; none from a board, which tells the sum."""
+        if self.boards is not None:
+            return {}
+        build = network.build
+        return build.lowered.profile(build.artifact.example_inputs())
+
+
+@contextmanager
+def open_bench(target: Target, threads: int, boards: Boards | None) -> Iterator[Bench]:
+    """The table of this machine or of some boards, open and connected. Raises HwpruneError."""
+    if boards is None:
+        with open_table(target) as table:
+            yield Bench(table)
+        return
+    with open_boards(boards, target, threads) as found:
+        yield Bench(found.table, found)
+
+
+@dataclass(frozen=True)
+class Final:
+    """Dense and pruned side by side; `board` is what ran them, empty for this machine."""
+
+    pair: Pair
+    board: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def final_pair(boards: Boards | None, dense: Network, pruned: Network, target: Target) -> Final:
+    """Time two networks of a target in turn, on a board or here."""
+    if boards is None:
+        return Final(interleaved(dense.build.artifact, pruned.build.artifact))
+    threads = pruned.build.artifact.manifest.threads
+    with open_boards(boards, target, threads) as found:
+        bench = Bench(found.table, found)
+        return Final(bench.pair(dense, pruned), bench.board, bench.warnings)
+
+
+def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair:
+    """Time two artifacts alternately; medians over all inferences."""
+    times: tuple[list[float], list[float]] = ([], [])
+    ratios = []
+    for _ in range(rounds):
+        pair = [a.latencies_us(RUNS_A_ROUND, warmup=1) for a in (dense, pruned)]
+        for kept, new in zip(times, pair, strict=True):
+            kept += new
+        ratios.append(statistics.median(pair[1]) / statistics.median(pair[0]))
+    dense_us, pruned_us = map(statistics.median, times)
+    return Pair(dense_us, pruned_us, statistics.median(ratios))

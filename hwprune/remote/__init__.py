@@ -1,0 +1,1 @@
+"""Boards: kernels compiled here, timed there, over TVM's own RPC server and tracker."""
