@@ -75,7 +75,7 @@ def test_bad_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     networks.write_text("device,cores,resnet-18\nsomething,1,100\n")
     for words, message in (
         (("--conv", two, "--core", "cortex-a72"), "several devices: board, other"),
-        (("--conv", given, "--core", "cortex-a7"), "unknown target"),
+        (("--conv", given, "--core", "cortex-a1"), "unknown target"),
         (("--conv", given, "--core", "cortex-a72", "--device", "no"), "has no rows of 'no'"),
         (("--conv", tmp_path / "no.csv", "--core", "cortex-a72"), "cannot be read"),
         (("--conv", given, "--core", "cortex-a72", "--threads", 0), "at least 1"),
