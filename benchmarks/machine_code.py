@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from hwprune.errors import ToolchainError
+from hwprune.target import Core
 
 ANALYSERS = ("llvm-mca", *(f"llvm-mca-{version}" for version in range(22, 13, -1)))
 ITERATIONS = 100
+MANY = 10_000  # so that what comes before the first is nothing
 REGISTERS = 24  # independent multiply-adds that hide the latency of any core
 
 _LABEL = re.compile(r"(\.LBB\w+):")
@@ -45,6 +47,25 @@ class Loop:
     def scalar(self) -> tuple[str, ...]:
         """Fused multiply-adds of single values."""
         return self.having(r"^f(madd|msub|nmadd|nmsub)\b")
+
+    @property
+    def instructions(self) -> int:
+        """How many there are, without labels and directives."""
+        return sum(not line.startswith(".") for line in self.lines)
+
+    def load_cycles(self, core: Core) -> float:
+        """Cycles of a core's loads: of whole vectors as it says, of less one at least."""
+        whole = others = 0
+        for line in self.having(r"^ld"):
+            loaded = re.findall(_VECTOR, line.split("[")[0].replace(".4s", "").replace("{ v", "q"))
+            wide = sum(register.startswith("q") for register in loaded)
+            whole, others = whole + wide, others + (wide == 0)
+        return whole / core.loads_per_cycle + others / max(core.loads_per_cycle, 1)
+
+    def core_cycles(self, core: Core) -> float:
+        """Cycles of an iteration by what a target says that its core starts in one."""
+        multiply_adds = len(self.multiply_adds) / core.fma_per_cycle
+        return max(multiply_adds, self.load_cycles(core), self.instructions / core.issue_width)
 
     @property
     def spills(self) -> tuple[str, ...]:
@@ -116,25 +137,25 @@ def analyser_version() -> str:
 
 
 @cache
-def analyse(loop: Loop, cpu: str) -> Analysis:
+def analyse(loop: Loop, cpu: str, iterations: int = ITERATIONS) -> Analysis:
     """A loop, over and over, on the model of a CPU. Raises ToolchainError where that fails."""
     body = "\n".join(line for line in loop.lines if _LABEL.match(line) or line[0] != ".")
     command = [analyser(), "-mtriple=aarch64-linux-gnu", f"-mcpu={cpu}"]
-    command += [f"-iterations={ITERATIONS}", "-instruction-info=0", "-resource-pressure=0"]
+    command += [f"-iterations={iterations}", "-instruction-info=0", "-resource-pressure=0"]
     done = subprocess.run(command, input=body, capture_output=True, text=True, check=False)
     total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     unit = re.search(r"Block RThroughput:\s+([\d.]+)", done.stdout)
     if total is None or unit is None:
         first = next(iter(done.stderr.splitlines()), "no message")
         raise ToolchainError(f"{command[0]} cannot analyse a loop for {cpu}: {first}")
-    return Analysis(int(total[1]) / ITERATIONS, float(unit[1]))
+    return Analysis(int(total[1]) / iterations, float(unit[1]))
 
 
 @cache
 def peak(cpu: str) -> float:
     """Vector multiply-adds a cycle that the model of a CPU starts at most."""
     lines = tuple(f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(REGISTERS))
-    return REGISTERS / analyse(Loop(lines), cpu).cycles
+    return REGISTERS / analyse(Loop(lines), cpu, MANY).cycles
 
 
 def _functions(assembly: str) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import arm_kernels
 from benchmarks.arm_kernels import assembly_of
 from benchmarks.machine_code import Loop, analyse, analyser, hot_loop, innermost_loops, peak
 from hwprune.errors import ToolchainError
@@ -14,7 +15,7 @@ from tests.test_lower_assembly import CASES
 # A case, and the multiply-adds that its loop has at least: a step of a register tile.
 LEAST = {
     "3x3@56": 48, "3x3@7": 32, "3x3-stride": 48, "1x1@14": 48, "1x1@7": 48, "1x1-narrow": 48,
-    "first-3x3": 32, "first-7x7": 32, "expand-3x3": 48, "depthwise-3x3": 24, "depthwise-5x5": 25,
+    "first-3x3": 32, "first-7x7": 32, "expand-3x3": 48, "depthwise-3x3": 16, "depthwise-5x5": 25,
     "linear-rows": 48,
 }  # fmt: skip
 DEPTHWISE = ("depthwise-3x3", "depthwise-5x5")
@@ -116,8 +117,46 @@ def test_loops_and_spills_are_found() -> None:
     assert hot_loop("") == Loop(())
 
 
+def test_cycles_by_what_a_core_starts() -> None:
+    small, big = (load_target(name).core for name in ("cortex-a53", "cortex-a76"))
+    assert small is not None
+    assert big is not None
+    lines = (
+        "ldp q0, q1, [x1]",
+        "ldr s2, [x2]",
+        "ld1 { v3.4s }, [x3]",
+        ".Ltmp",
+        "fmla v4.4s, v0.4s",
+    )
+    assert Loop(lines).load_cycles(small) == 3 / 0.5 + 1
+    assert Loop(lines).load_cycles(big) == 3 / 2 + 1 / 2
+    assert Loop(lines).core_cycles(big) == 2
+    assert Loop(lines[-1:] * 8).core_cycles(big) == 4  # multiply-adds
+    assert Loop(("add x1, x1, x2",) * 8).core_cycles(big) == 2  # instructions
+
+
 def test_the_expansion_of_an_inverted_residual_is_as_good() -> None:
     loops = innermost_loops(assembly("cortex-a72", "expand-3x3"))
     by_lane = [x for x in loops if len(x.having(r"^fmla\s+v.*\.s\[\d\]$")) >= 48]
     assert by_lane
     assert [x.spills for x in by_lane] == [()] * len(by_lane)
+
+
+@pytest.mark.parametrize("core", ["cortex-a72", "cortex-a53"])
+def test_a_row_of_the_benchmark_gives_its_reason(core: str) -> None:
+    try:
+        analyser()
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    made = arm_kernels.row("net", "conv", CASES["1x1@14"][0], core)
+    assert 0 < made["share"] <= made["unit_share"] <= 1
+    assert (made["share"] < arm_kernels.GOAL) == bool(made["reason"])
+    assert (made["rule"], made["kind"], made["spills"]) == ("cpu.conv2d_1x1", "1x1", 0)
+    line = arm_kernels.summary([made, made | {"share": 0.3, "spills": 2}])
+    assert [row[:4] + row[-1:] for row in line] == [[core, "1x1", "2", "0.30", "1"]]
+
+
+def test_a_missing_analyser_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ToolchainError, match="Debian package llvm"):
+        analyser()
