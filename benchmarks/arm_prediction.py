@@ -14,10 +14,9 @@ networks; each is then predicted with all, and with all others. --save stores th
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +24,19 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks import common
-from hwprune.errors import HwpruneError, TableError, TargetError
+from benchmarks.arm_boards import BOARDS, choose_devices, machine_of, target_of
+from benchmarks.arm_end_to_end import networks
+from hwprune.errors import HwpruneError, TableError
 from hwprune.predict.calibration import TVM, Calibrated, find_model
-from hwprune.predict.conv_shape import ConvShape
 from hwprune.predict.divided import divided_work
 from hwprune.predict.generic import described_model
 from hwprune.predict.machine import Machine
 from hwprune.predict.model import FEWEST, TAILS, LatencyModel, Sample, cross_validate
-from hwprune.predict.network import LAUNCH_US, NetworkModel, NetworkTerms
+from hwprune.predict.network import NetworkModel
 from hwprune.predict.published import MeasuredConv, read_convolutions
-from hwprune.predict.work import ALGORITHMS, DEPTHWISE, DIRECT, TERMS, WINOGRAD
-from hwprune.target import load_target
+from hwprune.predict.work import ALGORITHMS, TERMS
 
 FOLDS = 10
-ARM32_REGISTERS = 16  # of 128 bits, in code for 32-bit Arm
-
-
-@dataclass(frozen=True)
-class Board:
-    """What a device of published tables is: its core, how many were used, their clock."""
-
-    core: str
-    threads: int
-    clock_hz: float
-    network_table: str = ""  # its name in the end-to-end table
-
-
-# TVM's own benchmark page, and the data sheets of the chips.
-BOARDS = {
-    "rk3399": Board("cortex-a72", 2, 1.8e9, "Firefly RK3399"),
-    "bcm2837": Board("cortex-a53", 4, 1.2e9, "Raspberry Pi 3B"),
-    "rasp3b": Board("cortex-a53", 4, 1.2e9, "Raspberry Pi 3B"),
-    "bcm2711": Board("cortex-a72", 4, 1.5e9),
-    "rasp4b": Board("cortex-a72", 4, 1.5e9),
-}
 Row = dict[str, Any]
 
 
@@ -80,18 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    rows, device = choose_rows(read_convolutions(options.conv), options.core, options.device)
+    every = read_convolutions(options.conv)
+    devices = choose_devices(every, options.core, options.device)
+    if options.save is not None and len(devices) > 1:
+        raise TableError(f"has several devices: {', '.join(devices)}", hint="pass --device")
+    found = [validate_device([r for r in every if r.device == d], d, options) for d in devices]
+    facts = {"core": options.core, "fit": options.fit}
+    common.finish(options.out, [row for rows in found for row in rows], ("scipy",), facts)
+    return 0
+
+
+def validate_device(
+    rows: Sequence[MeasuredConv], device: str, options: argparse.Namespace
+) -> list[Row]:
+    """Judge, show and, where asked, store a calibration on the rows of one device."""
     rows = rows[:60] if options.quick else rows
     machine = machine_of(options, device, rows[0].abi)
     samples = samples_of(rows, machine, warm=not streams_weights(rows, machine))
     table = validate(samples, rows, machine, options)
     model = fitted(samples, machine, options)
-    facts: Row = {
-        "device": device,
-        "core": options.core,
-        "fit": options.fit,
-        "rows_used": len(rows),
-    }
     network = None
     if options.e2e is not None:
         network, found = networks(options.e2e, device, rows, model, machine)
@@ -99,41 +84,7 @@ def run(options: argparse.Namespace) -> int:
     show(table, device, options)
     if options.save is not None and options.fit:
         save(options, device, rows, machine, network)
-    common.finish(options.out, table, ("scipy",), facts)
-    return 0
-
-
-def choose_rows(
-    rows: Sequence[MeasuredConv], core: str, device: str | None
-) -> tuple[list[MeasuredConv], str]:
-    """The rows of one device. Raises TableError where it is not clear which."""
-    names = sorted({row.device for row in rows})
-    if device is None:
-        of_core = [name for name in names if name in BOARDS and BOARDS[name].core == core]
-        fits = of_core or names
-        if len(fits) > 1:
-            raise TableError(f"has several devices: {', '.join(fits)}", hint="pass --device")
-        device = fits[0]
-    found = [row for row in rows if row.device == device]
-    if not found:
-        raise TableError(f"has no rows of {device!r}", hint=f"it has {', '.join(names)}")
-    return found, device
-
-
-def machine_of(options: argparse.Namespace, device: str, abi: str) -> Machine:
-    """The core with the board's clock and cores, and the registers of the rows' ABI."""
-    target = load_target(options.core)
-    board = BOARDS.get(device)
-    threads = options.threads or (board.threads if board else target.cores)
-    if threads < 1:
-        raise TargetError(f"{threads} threads", where="--threads", hint="at least 1")
-    clock_hz = board.clock_hz if board else target.clock_hz
-    if options.clock_ghz is not None:
-        clock_hz = 1e9 * options.clock_ghz
-    machine = Machine.of(
-        replace(target, cores=max(threads, target.cores), clock_hz=clock_hz), threads
-    )
-    return replace(machine, registers=ARM32_REGISTERS) if abi == "armv7" else machine
+    return [{"device": device} | row for row in table]
 
 
 def streams_weights(rows: Sequence[MeasuredConv], machine: Machine) -> bool:
@@ -165,7 +116,7 @@ def fitted(
 ) -> LatencyModel:
     """The calibrated model, or with --no-fit the stored one."""
     if not options.fit:
-        return find_model(load_target(options.core), machine).model
+        return find_model(target_of(options.core), machine).model
     if len(samples) < FEWEST:
         raise TableError(f"{len(samples)} rows: at least {FEWEST} are needed", where="--fit")
     return LatencyModel.fit(samples, machine, described_model())
@@ -197,7 +148,7 @@ def validate(
             ),
         }
     else:
-        model = find_model(load_target(options.core), machine).model
+        model = find_model(target_of(options.core), machine).model
         ways["stored calibration"] = lambda: model.median_us([s.work for s in samples], machine)
     kinds = np.array([s.work.algorithm for s in samples])
     found = []
@@ -230,91 +181,6 @@ def errors(predicted: np.ndarray, measured: np.ndarray) -> Row:
         "p95_percent": round(float(np.quantile(off, 0.95)), 2),
         "rank_correlation": None if rank is None else round(rank, 4),
     }
-
-
-def networks(
-    path: Path,
-    device: str,
-    rows: Sequence[MeasuredConv],
-    model: LatencyModel,
-    machine: Machine,
-) -> tuple[NetworkModel, list[Row]]:
-    """Networks calibrated on all, and each predicted by a calibration on the others."""
-    from benchmarks.arm_networks import NETWORKS
-
-    measured_ms = {n: ms for n, ms in read_networks(path, device).items() if n in NETWORKS}
-    if len(measured_ms) < 4:
-        raise TableError(f"has {len(measured_ms)} networks that are known here", where=str(path))
-    terms = {name: network_terms(name, rows, model, machine) for name in measured_ms}
-    names = list(measured_ms)
-    whole = NetworkModel.fit(list(terms.values()), [1000 * measured_ms[n] for n in names])
-    found = []
-    for name in names:
-        others = [n for n in names if n != name]
-        without = NetworkModel.fit(
-            [terms[n] for n in others], [1000 * measured_ms[n] for n in others]
-        )
-        found.append(
-            {
-                "network": name,
-                "measured_ms": measured_ms[name],
-                "kernels_ms": round(terms[name].kernels / 1000, 1),
-                "predicted_ms": round(whole.us(terms[name]) / 1000, 1),
-                "error_percent": _percent(whole.us(terms[name]), measured_ms[name]),
-                "left_out_error_percent": _percent(without.us(terms[name]), measured_ms[name]),
-            }
-        )
-    return whole, found
-
-
-def _percent(predicted_us: float, measured_ms: float) -> float:
-    return round(100 * (predicted_us / 1000 / measured_ms - 1), 1)
-
-
-def read_networks(path: Path, device: str) -> dict[str, float]:
-    """Milliseconds by network. Raises TableError where the device is not there."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"cannot be read: {error}", where=str(path)) from error
-    names = {device, BOARDS[device].network_table if device in BOARDS else device}
-    for number, line in enumerate(lines, start=2):
-        if line.get("device") in names:
-            try:
-                return {k: float(v) for k, v in line.items() if k not in ("device", "cores") and v}
-            except (TypeError, ValueError) as error:
-                raise TableError(f"is malformed: {error}", where=f"{path}:{number}") from error
-    known = ", ".join(str(line.get("device")) for line in lines)
-    raise TableError(f"has no row for {device!r}", where=str(path), hint=f"it has {known}")
-
-
-def network_terms(
-    name: str, rows: Sequence[MeasuredConv], model: LatencyModel, machine: Machine
-) -> NetworkTerms:
-    """The sum of a network's predicted kernels, and its bytes at the described bandwidth."""
-    from benchmarks.arm_networks import layers
-
-    shapes, linear_bytes = layers(name)
-    tuned = {row.layer: row.algorithm for row in rows}
-    works = [divided_work(s, tuned.get(repr(s), _usual(s)), machine) for s in shapes]
-    rate = (machine.memory_bytes_per_s or 8e9) / 1e6  # bytes per microsecond
-    bare = [replace(work, weight_bytes=0.0) for work in works]
-    return NetworkTerms(
-        float(model.median_us(bare, machine).sum()),
-        sum(work.weight_bytes for work in works) / rate,
-        linear_bytes / rate,
-        sum(work.tensor_bytes[-1] for work in works) / rate,
-        LAUNCH_US * len(works),
-    )
-
-
-def _usual(shape: ConvShape) -> str:
-    """The template that TVM takes for a convolution that nobody has tuned."""
-    if shape.depthwise:
-        return DEPTHWISE
-    small = (shape.kernel_height, shape.kernel_width, shape.stride) == (3, 3, 1)
-    return WINOGRAD if small and shape.channels >= 64 else DIRECT
 
 
 def save(

@@ -20,6 +20,7 @@ from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate, Span
 from hwprune.latency import Outcome, Pair, Timing, network_costs
+from hwprune.predict.fill import MODEL
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
 from hwprune.verify import Certificate
@@ -139,10 +140,10 @@ def add_estimate(report: dict[str, Any], found: Estimate) -> None:
             "latency_us": span.median_us,
             "latency_low_us": span.low_us,
             "latency_high_us": span.high_us,
-            "latency_source": span.source,
+            "latency_source": MODEL,
         }
     report["ratio"] = found.ratio
-    report["latency_model"] = found.described
+    report["latency_model"] = found.origin
     report["kernels"] = _estimated_kernels(found.dense, found.pruned)
     if found.kernels is not None:
         sources = found.sources

@@ -1,13 +1,14 @@
 """The latency of a network that cannot be run here: the sum of its kernels' rows, with an interval.
 
 In: a `Program`, a `Target` that is not here, its table. Out: an `Estimate` of a dense and a pruned
-network, every kernel priced at its exact sizes. It says `model` wherever a model had a part in it.
+network, every kernel priced at its exact sizes. A sum of kernels is never a measurement of their
+network, even where boards have measured them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hwprune.calibrate import Calibration
 from hwprune.capture import Program, specialize
@@ -16,9 +17,10 @@ from hwprune.lower import fold_batch_norm, fuse
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
 from hwprune.predict.calibration import find_model
+from hwprune.predict.fill import MODEL
 from hwprune.predict.machine import Machine
-from hwprune.price import Sources, count_sources, weakest
-from hwprune.table import LatencyTable, Row
+from hwprune.price import Sources, count_sources, usable_row
+from hwprune.table import LatencyTable
 from hwprune.target import Target
 
 
@@ -29,25 +31,34 @@ class KernelTime:
     name: str
     parameter: str
     us: float
+    low_us: float
+    high_us: float
     source: str
 
 
 @dataclass(frozen=True)
 class Span:
-    """A network's latency and its interval, microseconds.
+    """A network's latency and its interval, microseconds, as the sum of its kernels.
 
     The ends are the sums of the kernels' ends: as if all were wrong in the same direction.
     """
 
-    median_us: float
-    low_us: float
-    high_us: float
     kernels: tuple[KernelTime, ...]
 
     @property
-    def source(self) -> str:
-        """The weakest source of its kernels."""
-        return weakest(kernel.source for kernel in self.kernels)
+    def median_us(self) -> float:
+        """The latency."""
+        return sum(kernel.us for kernel in self.kernels)
+
+    @property
+    def low_us(self) -> float:
+        """The lower end."""
+        return sum(kernel.low_us for kernel in self.kernels)
+
+    @property
+    def high_us(self) -> float:
+        """The upper end."""
+        return sum(kernel.high_us for kernel in self.kernels)
 
 
 @dataclass(frozen=True)
@@ -68,27 +79,60 @@ class Estimate:
         return self.pruned.median_us / self.dense.median_us
 
     @property
+    def origin(self) -> str:
+        """What the latencies rest on: the calibration, and kernels that boards have measured."""
+        kernels = (*self.dense.kernels, *self.pruned.kernels)
+        measured = sum(kernel.source != MODEL for kernel in kernels)
+        if not measured:
+            return self.described
+        return f"{self.described}; {measured} of {len(kernels)} kernels measured on a board"
+
+    @property
     def sources(self) -> Sources:
         """How the kernel latencies of the search were found."""
         return count_sources(self.costs)
 
 
-def estimate_network(program: Program, target: Target, threads: int, table: LatencyTable) -> Span:
-    """The latency of a program. Raises TableError naming a kernel that cannot be predicted."""
+def estimate_network(
+    program: Program,
+    target: Target,
+    threads: int,
+    table: LatencyTable,
+    costs: Sequence[Cost] = (),
+    widths: Mapping[str, int] | None = None,
+) -> Span:
+    """The latency of a program, every kernel at its exact sizes.
+
+    Where boards have measured kernels around those of `costs` at `widths`, what is interpolated
+    between them counts rather than a model. Raises TableError naming a kernel without a row.
+    """
     folded = fold_batch_norm(specialize(program))
     calls = fuse(folded)
-    obtain([call.workload for call in calls], target, threads, table)
-    rows = []
+    known = _interpolated(costs, widths or {})
+    modelled = [call for call in calls if call.name not in known]
+    obtain([call.workload for call in modelled], target, threads, table)
+    kernels = []
     for call in calls:
-        table.latency_us(call.workload, threads)  # raises where there is no usable row
-        row = table.get(call.workload, threads)
-        assert row is not None
-        rows.append(row)
-    kernels = tuple(
-        KernelTime(call.name, call.params[0] if call.params else "", row.median_us, row.source)
-        for call, row in zip(calls, rows, strict=True)
-    )
-    return Span(_sum(rows, "median_us"), _sum(rows, "p10_us"), _sum(rows, "p90_us"), kernels)
+        if call.name in known:
+            found = known[call.name]
+        else:
+            row = usable_row(table, call.workload, threads)
+            found = KernelTime("", "", row.median_us, row.p10_us, row.p90_us, row.source)
+        parameter = call.params[0] if call.params else ""
+        kernels.append(replace(found, name=call.name, parameter=parameter))
+    return Span(tuple(kernels))
+
+
+def _interpolated(costs: Sequence[Cost], widths: Mapping[str, int]) -> dict[str, KernelTime]:
+    """By call: what measured kernels say of these widths."""
+    found: dict[str, KernelTime] = {}
+    for cost in costs:
+        if cost.source != MODEL:
+            low, high = cost.bounds(widths)
+            us, low, high = (time / cost.count for time in (cost.at(widths), low, high))
+            time = KernelTime("", "", us, low, high, cost.source)
+            found |= dict.fromkeys(cost.calls, time)
+    return found
 
 
 def estimate_pair(dense: Program, pruned: Program, target: Target, threads: int) -> Estimate:
@@ -101,7 +145,3 @@ def estimate_pair(dense: Program, pruned: Program, target: Target, threads: int)
 def describe_model(target: Target, threads: int) -> str:
     """Where the predictions of a target come from, in a line."""
     return find_model(target, Machine.of(target, threads)).describe()
-
-
-def _sum(rows: Sequence[Row], which: str) -> float:
-    return float(sum(getattr(row, which) for row in rows))

@@ -39,6 +39,7 @@ from hwprune.repair import Recover, check_recovery
 from hwprune.report.front import draw_front
 from hwprune.request import read_request, read_target
 from hwprune.result import PruneResult, export_bytes, save_pruned
+from hwprune.target import check_runnable
 from hwprune.ways.trail import Trail, read_json
 
 BUDGETS = ("80%", "65%", "50%", "35%")
@@ -83,7 +84,8 @@ def search(
         raise HwpruneError(
             "nothing judges the networks", where="evaluate", hint="pass evaluate or calibrate"
         )
-    read_request(target=target, threads=threads, latency=asked[0])
+    request = read_request(target=target, threads=threads, latency=asked[0])
+    check_runnable(request.target)  # every point of a front is measured
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)

@@ -25,9 +25,10 @@ from hwprune.calibrate import (
 )
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
-from hwprune.estimate import Estimate, describe_model, estimate_network
+from hwprune.estimate import Estimate
+from hwprune.estimate_search import carry_out, meet_by_prediction
 from hwprune.measure import Measured
-from hwprune.obtain import is_predicted, open_table
+from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
@@ -35,7 +36,6 @@ from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.remote.address import Boards
-from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 
@@ -102,21 +102,18 @@ def search(
     if LATENCY in budgets:
         loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
         if boards is None and is_predicted(prepared.target):
-            return loop.predict()
+            found = meet_by_prediction(
+                prepared, budgets[LATENCY], progress, loop.solve, loop.all_strong
+            )
+            return Outcome(found.allocation, found.plan, found.program, None, found.estimate)
         with open_bench(prepared.target, prepared.threads, boards) as bench:
             return loop.run(bench)
     with progress.stage("allocate"):
         chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)
         chosen = without(chosen, weak or {}, problem)
     with progress.stage("rewrite"):
-        plan, program = _apply(prepared, chosen)
+        plan, program = carry_out(prepared, chosen)
     return Outcome(chosen, plan, program, None)
-
-
-def _apply(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
-    forms = prepared.coupling.forms
-    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted), forms)
-    return plan, rewrite(prepared.program, prepared.coupling, plan)
 
 
 class _Loop:
@@ -153,44 +150,6 @@ class _Loop:
         save_calibration(table, fingerprint(prepared.program), prepared.threads, timing.calibration)
         return outcome
 
-    def predict(self) -> Outcome:
-        """Solve and price exactly, until the interpolated latency of the plan is the exact one."""
-        prepared, progress = self.prepared, self.progress
-        target, threads = prepared.target, prepared.threads
-        with open_table(target) as table:
-            with progress.stage("check the budget") as advance:
-                first = check_latency(prepared, table, self.budget, advance)
-            with progress.stage("predict kernels") as advance:
-                kernels = first.then(measure_kernels(prepared, table, advance))
-            costs = latency_costs(prepared.sites, prepared.candidates, table, threads)
-            dense = estimate_network(prepared.program, target, threads, table)
-            goal_us = self.budget.absolute(dense.median_us)
-            runs = [(sum(cost.at(prepared.full) for cost in costs), dense.median_us)]
-            best: Outcome | None = None
-            for turn in range(1, CORRECTIONS + 1):
-                calibration = fit(runs)
-                with progress.stage(f"search, turn {turn}"):
-                    chosen = self._solve(costs, calibration, goal_us)
-                    plan, program = _apply(prepared, chosen)
-                    pruned = estimate_network(program, target, threads, table)
-                estimate = Estimate(
-                    dense,
-                    pruned,
-                    describe_model(target, threads),
-                    costs,
-                    calibration,
-                    kernels,
-                    turn,
-                )
-                outcome = Outcome(chosen, plan, program, None, estimate)
-                best = _nearer(best, outcome, goal_us)
-                runs.append((sum(cost.at(chosen.widths()) for cost in costs), pruned.median_us))
-                share = pruned.median_us / goal_us
-                if UNDER <= share <= 1.0 or (share < UNDER and self._all_strong(chosen)):
-                    break
-        assert best is not None
-        return best
-
     def _calibrate(
         self, table: LatencyTable, profile: Mapping[str, float], dense_us: float
     ) -> tuple[Calibration, tuple[Cost, ...]]:
@@ -226,8 +185,8 @@ class _Loop:
         best: Outcome | None = None
         for turn in range(1, CORRECTIONS + 1):
             with self.progress.stage(f"search, turn {turn}"):
-                chosen = self._solve(costs, calibration, goal_us)
-                plan, program = _apply(prepared, chosen)
+                chosen = self.solve(costs, calibration, goal_us)
+                plan, program = carry_out(prepared, chosen)
             with self.progress.stage(f"compile, turn {turn}"):
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
                 pair = bench.pair(dense, pruned)
@@ -250,7 +209,7 @@ class _Loop:
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)
-            if UNDER <= share <= OVER or (share < UNDER and self._all_strong(chosen)):
+            if UNDER <= share <= OVER or (share < UNDER and self.all_strong(chosen)):
                 break
             calibration = replace(
                 calibration_next,
@@ -259,12 +218,12 @@ class _Loop:
         assert best is not None
         return best
 
-    def _all_strong(self, chosen: Allocation) -> bool:
+    def all_strong(self, chosen: Allocation) -> bool:
         """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
         strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
         return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
 
-    def _solve(
+    def solve(
         self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
     ) -> Allocation:
         """Allocate in the network's own microseconds: kernels scaled, overhead as a constant."""
@@ -285,16 +244,6 @@ def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Co
     scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
     overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
     return (*scaled, overhead)
-
-
-def _nearer(best: Outcome | None, new: Outcome, goal_us: float) -> Outcome:
-    """Within the budget the one that keeps more; otherwise the one that is nearer to it."""
-    if best is None or best.estimate is None or new.estimate is None:
-        return new
-    us = [o.estimate.pruned.median_us for o in (best, new) if o.estimate]
-    if all(t <= goal_us for t in us):
-        return max(best, new, key=lambda o: o.allocation.objective)
-    return best if us[0] <= us[1] else new
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

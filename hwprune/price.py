@@ -108,7 +108,7 @@ def _latency_cost(
 ) -> Cost:
     axes, coarse = site.axes, _measured_points(site, candidates)
     grid = tuple(axis_sizes(axis, candidates) for axis in axes)
-    rows = [_row(table, site.sample(point), threads) for point in product(*coarse)]
+    rows = [usable_row(table, site.sample(point), threads) for point in product(*coarse)]
     shape = tuple(len(points) for points in coarse)
     scale = float(np.mean([corrections.get(name, 1.0) for name in names]))
     median, low, high = (
@@ -156,7 +156,8 @@ def roughness(grid: tuple[np.ndarray, ...], values: np.ndarray) -> float:
     return worst
 
 
-def _row(table: LatencyTable, workload: Workload, threads: int) -> Row:
+def usable_row(table: LatencyTable, workload: Workload, threads: int) -> Row:
+    """The row of a kernel. Raises TableError where there is none, or it has failed."""
     table.latency_us(workload, threads)  # raises where there is no usable row
     row = table.get(workload, threads)
     if row is None:

@@ -13,7 +13,6 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from typing import Any
 from hwprune.errors import TableError
 from hwprune.lower.spec import Workload
 from hwprune.provenance import Provenance, cache_directory
+from hwprune.row import SOURCES, Row, check_times, describe
 
-SOURCES = ("device", "emulator", "model")
+__all__ = ["SOURCES", "LatencyTable", "Row", "describe"]
+
 BUSY_SECONDS = 60.0
 _WRITABLE = "set HWPRUNE_CACHE to a directory that can be written and has room"
 _ENVIRONMENT = tuple(
@@ -43,25 +44,6 @@ CREATE TABLE IF NOT EXISTS calibration (
 """
 _VERSION = "1"
 _COLUMNS = "median_us, p10_us, p90_us, repeats, source, failure, versions, date"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel's latency on the table's machine, in microseconds.
-
-    `failure` is the reason why it could not be measured; the times are NaN then.
-    """
-
-    workload: Workload
-    threads: int
-    median_us: float
-    p10_us: float
-    p90_us: float
-    repeats: int
-    source: str = "device"  # "device" | "emulator" | "model"
-    failure: str = ""
-    versions: str = ""
-    date: str = ""
 
 
 class LatencyTable:
@@ -309,23 +291,3 @@ class LatencyTable:
                 where=str(self.path),
                 hint=_WRITABLE if environment else "delete the file to measure again",
             ) from error
-
-
-def check_times(row: Row) -> str:
-    """What is wrong with a row's times and repeats; empty if nothing is."""
-    times = (row.median_us, row.p10_us, row.p90_us)
-    if row.failure:
-        return ""
-    if not all(isinstance(t, float) and 0 < t < math.inf for t in times):
-        return "times {!r}, {!r}, {!r}".format(*times)
-    if not row.p10_us <= row.median_us <= row.p90_us:
-        return f"median {row.median_us} outside [{row.p10_us}, {row.p90_us}]"
-    return ""
-
-
-def describe(workload: Workload) -> str:
-    """A kernel in a few words: operation, shapes and epilogue."""
-    shapes = " ".join("x".join(map(str, t.shape)) for t in (*workload.inputs, *workload.params))
-    output = "x".join(map(str, workload.output.shape))
-    steps = "".join(f"+{step.op}" for step in workload.epilogue)
-    return f"{workload.op}{steps} {shapes} -> {output}"

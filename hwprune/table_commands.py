@@ -1,4 +1,4 @@
-"""`hwprune tables`: latency tables as files: show, check, merge, diff, export, import."""
+"""`hwprune tables`: latency tables as files, shown, checked, joined, compared, learnt from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwprune.options import AsJson, TargetOption
 from hwprune.shown import print_json
 
 tables = typer.Typer(
-    help="Latency tables as files: show, check, compare, merge, export, import.",
+    help="Latency tables as files: show, check, compare, merge, export, import, calibrate.",
     no_args_is_help=True,
 )
 app.add_typer(tables, name="tables")
@@ -133,6 +133,21 @@ def import_command(files: TableFiles, as_json: AsJson = False) -> None:
     counts = [bring_in(document) for document in documents]
     put, kept = (sum(count[i] for count in counts) for i in (0, 1))
     _say(as_json, f"{put} rows imported, {kept} were there", imported=put, kept=kept)
+
+
+@tables.command("calibrate")
+def calibrate_command(file: TableFile, out: OutFile, as_json: AsJson = False) -> None:
+    """Make a target's model.json from a table that a board has measured (docs/prediction.md)."""
+    from hwprune.predict.own import calibrate
+    from hwprune.tables import read_document
+    from hwprune.target import load_target
+
+    document = read_document(file)
+    found = calibrate(document, load_target(document.target))
+    found.save(out)
+    low, high = found.model.interval
+    text = f"{found.describe()}; four of five kernels within {low:+.2f} and {high:+.2f} (logarithm)"
+    _say(as_json, f"{text}, in {out}", out=str(out), rows=found.rows, interval=[low, high])
 
 
 def _summary(found: Any, origin: Any) -> dict[str, Any]:

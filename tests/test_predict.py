@@ -21,12 +21,14 @@ from hwprune.predict.generic import described_model
 from hwprune.predict.machine import Machine
 from hwprune.predict.model import LatencyModel, Sample, cross_validate
 from hwprune.predict.network import NetworkModel, NetworkTerms
+from hwprune.predict.own import calibrate
 from hwprune.predict.planned import planned_works
 from hwprune.predict.published import COLUMNS, read_convolutions
 from hwprune.predict.residual import Residual
 from hwprune.predict.work import DEPTHWISE, DIRECT, TERMS, WINOGRAD, Terms
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable, Row
+from hwprune.tables import Document, Entry, Origin
 from hwprune.target import Target, load_target
 
 
@@ -299,3 +301,34 @@ def test_terms_are_named_in_order() -> None:
     assert tuple(Terms(*range(8)).array()) == tuple(range(8))
     assert len(TERMS) == 8
     assert not any(math.isnan(x) for x in described_model().coefficients[DIRECT])
+
+
+def test_a_board_teaches_the_model_its_own_kernels(
+    a72: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of a core unlike the one described are predicted for widths that it never ran."""
+    today, machine = provenance_of(a72), Machine.of(a72, 1)
+    origin = Origin("aarch64-mine", today.toolchain, today.schedule)
+    truth = np.array([0.9, 1.1, 0.5, 1.0, 2.0, 1.0, 0.7, 0.4])
+
+    def us(workload: Workload) -> float:
+        return float(planned_works(workload, a72, 1)[0].terms(machine).array() @ truth)
+
+    kernels = [
+        conv(channels, out, size, 1)
+        for channels in (32, 64, 128, 256) for out in (24, 64, 96, 160) for size in (7, 14, 28)
+    ]  # fmt: skip
+    rows = [Row(w, 1, us(w), us(w), us(w), 9, date="2026") for w in kernels]
+    document = Document.of("cortex-a72", [Entry(origin, row) for row in rows])
+    found = calibrate(document, a72)
+    assert (found.schedules, found.rows) == (OURS, len(kernels))
+    folder = tmp_path / "cortex-a72"
+    folder.mkdir()
+    found.save(folder / "model.json")
+    monkeypatch.setenv("HWPRUNE_TARGETS", str(tmp_path))
+    for workload in (conv(96, 48, 14, 1), conv(192, 120, 28, 1), conv(48, 80, 7, 1)):
+        predicted = predict(workload, a72, 1)
+        assert predicted.median_us == pytest.approx(us(workload), rel=0.06)
+    few = Document.of("cortex-a72", document.entries[:10])
+    with pytest.raises(TableError, match="at least 40"):
+        calibrate(few, a72)

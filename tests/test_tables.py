@@ -195,6 +195,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(run("show", out, "--plot", plot, "--json"))
     assert shown["origins"][0]["device"] == 3
     assert plot.read_text().startswith("<?xml")
+    assert "at least 40" in run("calibrate", out, "-o", tmp_path / "model.json", status=2)
     first.write_text(first.read_text().replace("10.1", "1.1", 1))
     for command in ("check", "import", "show"):
         refusal = run(command, first, status=2)

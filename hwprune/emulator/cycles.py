@@ -76,7 +76,7 @@ def model_cycles(executed: Sequence[Executed]) -> float:
 def is_branch(mnemonic: str) -> bool:
     """Whether an instruction may jump."""
     stem = mnemonic.partition(".")[0]
-    return stem[:1] == "b" and stem[:3] not in ("bfi", "bfc", "bic", "bkp") or stem[:2] == "cb"
+    return (stem[:1] == "b" and stem[:3] not in ("bfi", "bfc", "bic", "bkp")) or stem[:2] == "cb"
 
 
 def _always(mnemonic: str) -> bool:

@@ -56,7 +56,7 @@ class Work:
 
     def terms(self, machine: Machine) -> Terms:
         """Microseconds of every count at the best that the machine is described to do."""
-        memory = machine.memory_bytes_per_s or UNKNOWN_MEMORY_BYTES_PER_S
+        memory = memory_rate(machine)
         far_bytes = sum(b * _beyond(b, machine.l2_bytes) for b in self.tensor_bytes)
         return Terms(
             multiply=machine.us(self.multiply_vectors / machine.fma_per_cycle),
@@ -68,6 +68,11 @@ class Work:
             weights=self.weight_bytes / memory * 1e6,
             launch=LAUNCH_US,
         )
+
+
+def memory_rate(machine: Machine) -> float:
+    """Bytes per second of the memory, as described."""
+    return machine.memory_bytes_per_s or UNKNOWN_MEMORY_BYTES_PER_S
 
 
 def _beyond(size_bytes: float, cache_bytes: int) -> float:

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hwprune.account import Facts, account, add_latency
-from hwprune.bench import Pair, interleaved
+from hwprune.account import Facts, account, add_estimate, add_latency
+from hwprune.bench import interleaved
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build
 from hwprune.errors import HwpruneError
+from hwprune.estimate import estimate_pair
 from hwprune.forms import AUTO, BOTH, HEADS, Forms
 from hwprune.given import Model, as_program
 from hwprune.importance import Importance
 from hwprune.latency import Outcome
+from hwprune.obtain import is_predicted
 from hwprune.pipeline import prune
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
@@ -260,18 +262,22 @@ class _Steps:
         )  # fmt: skip
         report = account(facts) | {"steps": self.rows}
         if LATENCY in self.request.budgets:
-            add_latency(report, self._pair())
+            self._add_latency(report)
         return PruneResult(
             last.module, plan, kept, report, last.program, prepared.program, prepared.coupling,
             certificate, first.target, first.threads, outcome,
         )  # fmt: skip
 
-    def _pair(self) -> Pair:
-        """The original and the last network, compiled and timed alternately."""
+    def _add_latency(self, report: dict[str, Any]) -> None:
+        """Of the original and the last network: timed alternately, or predicted where not here."""
         target, threads = self.request.target, self.request.threads
+        programs = self.prepared.program, self.program
+        if is_predicted(target):
+            add_estimate(report, estimate_pair(*programs, target, threads))
+            return
         with self.clock.stage("measure"):
-            built = [build(p, target, threads) for p in (self.prepared.program, self.program)]
-            return interleaved(built[0].artifact, built[1].artifact)
+            built = [build(p, target, threads) for p in programs]
+            add_latency(report, interleaved(built[0].artifact, built[1].artifact))
 
 
 def compose(

@@ -24,6 +24,7 @@ from hwprune.errors import HwpruneError, ModelError
 from hwprune.given import as_program
 from hwprune.program import Program
 from hwprune.request import read_target
+from hwprune.target import check_runnable
 from hwprune.ways.sparse_file import bitmap_bytes, plain_bytes, sparse_bytes
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -159,6 +160,7 @@ def _latency(
 ) -> dict[str, Any]:
     """The compiled network, dense and masked, timed in turn."""
     chosen = read_target(target, threads, compiles=True)
+    check_runnable(chosen)
     dense = build(program, chosen, threads).artifact
     held = program.module.state_dict()
     for name, tensor in after.items():

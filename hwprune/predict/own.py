@@ -1,0 +1,50 @@
+"""Calibration on our own kernels: what a board has measured teaches the model the rest.
+
+In: a `Document` of measured rows of a target. Out: a `Calibrated` model of our schedules, with the
+residual, which is theirs too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hwprune.errors import TableError
+from hwprune.predict.calibration import OURS, Calibrated
+from hwprune.predict.generic import described_model
+from hwprune.predict.machine import Machine
+from hwprune.predict.model import LatencyModel, Sample
+from hwprune.predict.planned import planned_works
+from hwprune.predict.work import OTHER
+from hwprune.provenance import provenance_of
+from hwprune.tables import Document
+from hwprune.target import Target
+
+FEWEST = 40  # measured kernels that a calibration is made of
+
+
+def calibrate(document: Document, target: Target) -> Calibrated:
+    """The model of a target from its measured rows, of the thread count that most of them have.
+
+    Rows of today's toolchain and schedules count; the layer of a validation is a kernel whatever
+    its epilogue. Raises TableError where there are fewer than `FEWEST`.
+    """
+    today = provenance_of(target)
+    rows = document.rows(today.toolchain, today.schedule).values()
+    measured = [row for row in rows if row.source != "model"]
+    threads = Counter(row.threads for row in measured).most_common(1)
+    used = [row for row in measured if row.threads == threads[0][0]]
+    samples = []
+    for row in used:
+        works = planned_works(row.workload, target, row.threads)
+        if len(works) == 1 and works[0].algorithm != OTHER:  # a time of two parts teaches neither
+            samples.append(Sample(works[0], row.median_us, repr(works[0].traits)))
+    if len(samples) < FEWEST:
+        raise TableError(
+            f"has {len(samples)} measured kernels of today's schedules that a model learns from",
+            where=document.target,
+            hint=f"at least {FEWEST}: run hwprune profile with --rpc",
+        )
+    model = LatencyModel.fit(samples, Machine.of(target, used[0].threads), described_model())
+    device = max(entry.origin.fingerprint for entry in document.entries)
+    source = f"{device}, {used[0].threads} threads"
+    return Calibrated(model, target.name, OURS, source, len(samples), described_model().interval)
