@@ -72,8 +72,11 @@ SOURCE = """
 #include <stdint.h>
 #include <unistd.h>
 #include <tvm/ffi/c_api.h>
+__attribute__((visibility("default"))) void* __TVMBackendAllocWorkspace; /* TVM sets it */
 #define SLEEP(n) __attribute__((visibility("default"))) int __tvm_ffi_k##n(\
-  void* s, const TVMFFIAny* a, int32_t c, TVMFFIAny* r) { usleep(PAUSE##n); return 0; }
+  void* s, const TVMFFIAny* a, int32_t c, TVMFFIAny* r) { \
+  if (__TVMBackendAllocWorkspace) { usleep(PAUSE##n); return 0; } \
+  TVMFFIErrorSetRaisedFromCStr("RuntimeError", "was unloaded"); return -1; }
 #define HANG(n) __attribute__((visibility("default"))) int __tvm_ffi_k##n(\
   void* s, const TVMFFIAny* a, int32_t c, TVMFFIAny* r) { for (;;) pause(); }
 #define CRASH(n) __attribute__((visibility("default"))) int __tvm_ffi_k##n(\

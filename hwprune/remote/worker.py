@@ -47,7 +47,7 @@ class Session:
         self.remote = rpc.connect(
             connect["host"], connect["port"], connect["key"], connect["session_s"]
         )
-        self.tell, self.loaded = tell, 0
+        self.tell, self.loaded, self.kernels = tell, 0, None
         self.device = self.remote.cpu(0)
         tell("load the driver", connect["transfer_s"])
         self.driver = self.load(connect["driver"], DRIVER)
@@ -104,7 +104,8 @@ class Session:
         self.tell("upload kernels", job["transfer_s"])
         self.loaded += 1  # a library that is loaded must not be written over
         name = f"hwprune_kernels{self.loaded}.so"
-        self.load(job["library"], name)
+        # Kept: TVM unloads a library that nobody holds, and with it what the kernels call of TVM.
+        self.kernels = self.load(job["library"], name)
         self.tell("lay out memory", job["transfer_s"])
         path = self.remote.get_function("tvm.rpc.server.workpath")(name)
         plan = self._tensor(np.asarray(job["plan"], np.int64))
@@ -216,8 +217,8 @@ class _Network:
     def __init__(self, session: Session, library: str, name: str, inputs: Any) -> None:
         from tvm.runtime.vm import VirtualMachine
 
-        self.session = session
-        self.machine = VirtualMachine(session.load(library, name), session.device)
+        self.session, self.library = session, session.load(library, name)
+        self.machine = VirtualMachine(self.library, session.device)
         self.machine.set_input("main", *(session._tensor(array) for array in inputs))
 
     def run(self, seconds: float) -> list[np.ndarray]:
