@@ -121,9 +121,9 @@ def test_every_launch_is_timed_in_every_round_right_after_its_preparation() -> N
 
 def test_copies_of_weights_fill_the_near_caches() -> None:
     target = replace(HOST, l2_bytes=2**20)
-    assert measure_module._copies(0, target) == measure_module.MOST_COPIES
-    assert measure_module._copies(2**24, target) == 1
-    assert measure_module._copies(2**21, target) == 2
+    assert measure_module.weight_copies(0, target) == measure_module.MOST_COPIES
+    assert measure_module.weight_copies(2**24, target) == 1
+    assert measure_module.weight_copies(2**21, target) == 2
 
 
 def test_measured_kernels_add_up_to_the_network(tmp_path: Path) -> None:
