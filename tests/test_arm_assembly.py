@@ -16,7 +16,6 @@ from tests.test_lower_assembly import CASES
 LEAST = {
     "3x3@56": 48, "3x3-stride": 48, "1x1@14": 48, "1x1@7": 48, "1x1-narrow": 48,
     "first-3x3": 32, "first-7x7": 32, "expand-3x3": 48, "depthwise-3x3": 16, "depthwise-5x5": 25,
-
 }  # fmt: skip
 DEPTHWISE = ("depthwise-3x3", "depthwise-5x5")
 BY_LANE = tuple(c for c in LEAST if c not in DEPTHWISE)
