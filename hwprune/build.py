@@ -64,7 +64,8 @@ def build(program: Program, target: Target, threads: int) -> Build:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
         manifest = _manifest(static, reference, target, threads)
-        artifact = Artifact(directory, manifest, loaded=runs_here(target))
+        here = target.runner == "local" or runs_here(target)
+        artifact = Artifact(directory, manifest, loaded=here)
         weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

@@ -14,7 +14,7 @@ from hwprune.plan import Plan
 from hwprune.predict.calibration import find_model
 from hwprune.predict.machine import Machine
 from hwprune.remote.address import Boards
-from hwprune.target import Target, check_runnable, load_target
+from hwprune.target import Target, check_code, check_runnable, load_target
 from hwprune.threshold import check_threshold
 from hwprune.toolchain import linker
 
@@ -90,6 +90,8 @@ def read_target(
     elif measures:
         check_runnable(target)
     if compiles:
+        if target.runner == "local":
+            check_code(target)
         linker(target)
     if measures or compiles:
         check_llvm(target)
