@@ -6,10 +6,10 @@ Benchmark, 2021); dropout and the final softmax, which change no logits' order, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
+
+from examples.seeded import seeded
 
 # What goes in, by the name of the function that makes the network.
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -125,35 +125,29 @@ class Autoencoder(nn.Module):
 
 def resnet8(seed: int = 0) -> nn.Module:
     """An untrained ResNet-8: 3x32x32 in, 10 logits out, 12.5 M multiply-accumulates."""
-    return _seeded(ResNet8, seed)
+    return seeded(ResNet8, seed)
 
 
 def ds_cnn(seed: int = 0) -> nn.Module:
     """An untrained DS-CNN: 1x49x10 in, 12 logits out, 2.7 M multiply-accumulates."""
-    return _seeded(DSCNN, seed)
+    return seeded(DSCNN, seed)
 
 
 def mobilenet(seed: int = 0) -> nn.Module:
     """An untrained MobileNetV1-0.25: 3x96x96 in, 2 logits out, 7.5 M multiply-accumulates."""
-    return _seeded(MobileNetV1, seed)
+    return seeded(MobileNetV1, seed)
 
 
 def autoencoder(seed: int = 0) -> nn.Module:
     """An untrained autoencoder: 640 values in and out, 0.26 M multiply-accumulates."""
-    return _seeded(Autoencoder, seed)
+    return seeded(Autoencoder, seed)
 
 
 def fashion_resnet8(seed: int = 0) -> nn.Module:
     """An untrained ResNet-8 for Fashion-MNIST: 1x28x28 in, 10 logits out."""
-    return _seeded(lambda: ResNet8(channels=1), seed)
+    return seeded(lambda: ResNet8(channels=1), seed)
 
 
 def fashion_ds_cnn(seed: int = 0) -> nn.Module:
     """An untrained DS-CNN for Fashion-MNIST: 1x28x28 in, 10 logits out."""
-    return _seeded(lambda: DSCNN(28, 28, 10), seed)
-
-
-def _seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return factory().eval()
+    return seeded(lambda: DSCNN(28, 28, 10), seed)
