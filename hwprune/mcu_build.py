@@ -1,4 +1,4 @@
-"""A network for a microcontroller: capture, prune, quantize, lower to C, run on the emulated board.
+"""A network for a microcontroller: capture, prune, quantize, lower to C, run on an emulator.
 
 In: a model and a target of kind "mcu". Out: `McuResult`, and the artifact's folder. Instructions are
 counted by the emulator; cycles and milliseconds come from a model of the core and say so.
@@ -68,7 +68,7 @@ def compile_mcu(
 
     Args:
         calibrate: unlabelled inputs, (N, …); without, random ones, which the report says.
-        budgets: `macs`, `params`, `threshold` or `plan` of `hwprune.prune`; none leaves the network.
+        budgets: `macs`, `params`, `threshold` or `plan` of `hwprune.prune`, or none.
         pruning: other arguments of `hwprune.prune`.
         config: how to quantize.
 

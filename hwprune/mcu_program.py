@@ -1,7 +1,7 @@
 """A network in C as a program that tests itself: its sources, and a run on the emulated board.
 
-In: a `CModel` and test vectors. Out: files, or a `Run` with counts of instructions for every kernel and
-whether every output was that of the integer reference, bit for bit.
+In: a `CModel` and test vectors. Out: files, or a `Run` with counts of instructions for every kernel
+and whether every output was that of the integer reference, bit for bit.
 """
 
 from __future__ import annotations
@@ -40,13 +40,17 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Run:
-    """What an emulated run counted: instructions of the first vector, also for every kernel."""
+    """What an emulated run counted: instructions of the first vector, also for every kernel.
+
+    `differing`: the outputs that were not the reference's, by position.
+    """
 
     instructions: int
     by_call: tuple[int, ...]
     matching: int
     count: int
     elf: Elf
+    differing: tuple[int, ...] = ()
 
     @property
     def bit_exact(self) -> bool:
@@ -98,7 +102,7 @@ def run_on_emulator(
     trace: bool = False,
     timeout_s: float = 300.0,
 ) -> Run:
-    """Build and run in `folder`; `trace` counts every kernel, which itself takes a few instructions.
+    """Build and run in `folder`; `trace` counts every kernel and takes a few instructions for it.
 
     Raises ToolchainError for a missing compiler or emulator or an emulator that does not end,
     BudgetError where the program does not fit the device.
@@ -112,19 +116,21 @@ def run_on_emulator(
 
 def parse_run(text: str, target: Target, elf: Elf) -> Run:
     """A run from what the program printed. Raises ToolchainError for anything else."""
-    total, match, ticks = None, None, {}
+    total, match, ticks, differing = None, None, {}, set()
     for line in text.splitlines():
         parts = line.split()
         if parts[:1] == ["kernel"]:
             ticks[int(parts[1])] = int(parts[3])
         elif parts[:1] == ["model"]:
             total = int(parts[2])
+        elif parts[:1] == ["differs"]:
+            differing.add(int(parts[1]))
         elif parts[:1] == ["equal"]:
             match = int(parts[1]), int(parts[3])
     if total is None or match is None:
         raise ToolchainError(f"the program on the emulated board said {text[:80]!r}")
     by_call = tuple(instructions(target, ticks[i]) for i in sorted(ticks))
-    return Run(instructions(target, total), by_call, *match, elf)
+    return Run(instructions(target, total), by_call, *match, elf, tuple(sorted(differing)))
 
 
 def _vectors_text(model: CModel, vectors: Vectors) -> str:
@@ -163,8 +169,9 @@ def _main_text(model: CModel) -> str:
     ]
     arguments = [f"vector_{p}[i]" for p in inputs.values()]
     arguments += [f"made_{p}" for p in outputs.values()]
-    equal = " && ".join(
-        f"memcmp(made_{p}, vector_{p}[i], sizeof made_{p}) == 0" for p in outputs.values()
+    equal = "\n".join(
+        f"  same &= memcmp(made_{p}, vector_{p}[i], sizeof made_{p}) == 0 || differs({k});"
+        for k, p in enumerate(outputs.values())
     )
     return _MAIN.format(
         made="\n".join(made), arguments=", ".join(arguments), equal=equal, calls=len(model.calls)
@@ -191,11 +198,20 @@ static void run(int i) {{
   hwprune_model_run({arguments});
 }}
 
+static int differs(int output);
+
 static int equal(int i) {{
-  return {equal};
+  int same = 1;
+{equal}
+  return same;
 }}
 
 #ifdef HWPRUNE_HOST
+static int differs(int output) {{
+  printf("differs %d\\n", output);
+  return 0;
+}}
+
 int main(void) {{
   int same = 0;
   for (int i = 0; i < VECTORS; ++i) {{
@@ -206,6 +222,13 @@ int main(void) {{
   return same == VECTORS ? 0 : 1;
 }}
 #else
+static int differs(int output) {{
+  hwprune_print("differs ");
+  hwprune_print_number((uint64_t)output);
+  hwprune_print("\\n");
+  return 0;
+}}
+
 #ifdef HWPRUNE_TRACE
 static uint64_t ticks[{calls}];
 void hwprune_after(int call);
@@ -238,12 +261,13 @@ int main(void) {{
 #endif
   hwprune_print("model ticks ");
   hwprune_print_number(total);
+  hwprune_print("\\n");
   int same = equal(0);
   for (int i = 1; i < VECTORS; ++i) {{
     run(i);
     same += equal(i);
   }}
-  hwprune_print("\\nequal ");
+  hwprune_print("equal ");
   hwprune_print_number((uint64_t)same);
   hwprune_print(" of ");
   hwprune_print_number(VECTORS);

@@ -1,15 +1,15 @@
 """Instructions -> cycles: a small model of a core, and what it rests on.
 
 Cortex-M4: Arm DDI 0439 (Technical Reference Manual), table 3-1. A load takes two cycles, one after
-another load or store; a store with an immediate offset one; n registers at once 1 + n; a taken branch
-1 + P with P of 1 to 3, taken as 2; everything else one. Constants that stream from flash wait: the
-STM32L4R5 at 120 MHz has five wait states for 16 bytes (ST RM0432, 3.3.3). Instructions come from its
-cache.
+another load or store; a store with an immediate offset one; n registers at once 1 + n; a taken
+branch 1 + P with P of 1 to 3, taken as 2; everything else one. Constants that stream from flash
+wait: the STM32L4R5 at 120 MHz has five wait states for 16 bytes (ST RM0432, 3.3.3). Instructions
+come from its cache.
 
-Cortex-M7 and M33: the cycles of the M4's model times the ratio of cycles that MLPerf Tiny v1.0 shows for
-one vendor's runtime on both cores, the geometric mean of the four networks. (Plumerai, STM32F746 /
-L4R5: 0.67, 0.48, 0.49, 0.74; STM32U585 / L4R5: 0.82, 0.66, 0.68, 1.16, ST's own runtime 0.81.) Cortex-M0+
-and M55: the M4's model without such evidence.
+Cortex-M7 and M33: the cycles of the M4's model times the ratio of cycles that MLPerf Tiny v1.0
+shows for one vendor's runtime on both cores, the geometric mean of the four networks. (Plumerai,
+STM32F746 / L4R5: 0.67, 0.48, 0.49, 0.74; STM32U585 / L4R5: 0.82, 0.66, 0.68, 1.16, ST's own runtime
+0.81.) Cortex-M0+ and M55: the M4's model without such evidence.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Estimate:
     how: str
 
 
-def estimate_cycles(
-    target: Target, elf: Elf, instructions: int, flash_reads: int = 0
-) -> Estimate:
+def estimate_cycles(target: Target, elf: Elf, instructions: int, flash_reads: int = 0) -> Estimate:
     """Cycles of `instructions` of a program with its mix of instructions.
 
     `flash_reads`: bytes of weights that stream from flash meanwhile.
@@ -48,16 +46,16 @@ def estimate_cycles(
     executed = count_instructions(target, elf)
     total = sum(e.count for e in executed)
     cycles = instructions * model_cycles(executed) / max(total, 1)
-    core = mcu_of(target).core
+    mcu = mcu_of(target)
+    core = mcu.core
     cycles += WAIT * flash_reads / LINE_BYTES
     cycles *= RATIO.get(core, 1.0)
-    assert target.clock_hz
     how = f"{core} after Arm DDI 0439, flash of the STM32L4R5"
     if core in RATIO:
         how += f", times {RATIO[core]} by MLPerf Tiny results"
     elif core != "cortex-m4":
         how += ", not calibrated for this core"
-    return Estimate(round(cycles), 1e3 * cycles / target.clock_hz, how)
+    return Estimate(round(cycles), 1e3 * cycles / mcu.clock_hz, how)
 
 
 def model_cycles(executed: Sequence[Executed]) -> float:
@@ -76,7 +74,7 @@ def model_cycles(executed: Sequence[Executed]) -> float:
 def is_branch(mnemonic: str) -> bool:
     """Whether an instruction may jump."""
     stem = mnemonic.partition(".")[0]
-    return stem[:1] == "b" and stem[:3] not in ("bfi", "bfc", "bic", "bkp") or stem[:2] == "cb"
+    return (stem[:1] == "b" and stem[:3] not in ("bfi", "bfc", "bic", "bkp")) or stem[:2] == "cb"
 
 
 def _always(mnemonic: str) -> bool:

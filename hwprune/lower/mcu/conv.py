@@ -1,4 +1,4 @@
-"""int8 convolutions on cores with dual multiply-accumulate: four positions widened, then multiplied.
+"""int8 convolutions with dual multiply-accumulate: four positions widened, then multiplied.
 
 The inputs of four output positions are sign-extended into a scratch buffer once and used for every
 output channel (as in CMSIS-NN, Lai et al., arXiv:1801.06601, which does so for two). Padding is

@@ -1,8 +1,8 @@
 """int8 depthwise convolution on cores with dual multiply-accumulate: a channel at a time.
 
-A channel's plane is widened into a scratch buffer, with its border of zero points; then its taps are
-few enough to stay in registers. A channel is read whole before it is written, so the output may lie
-where the input does (as in MCUNet's TinyEngine, Lin et al., arXiv:2007.10319).
+A channel's plane is widened into a scratch buffer, with its border of zero points; then its taps
+are few enough to stay in registers. A channel is read whole before it is written, so the output may
+lie where the input does (as in MCUNet's TinyEngine, Lin et al., arXiv:2007.10319).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators on single values: sums, products, tables, rescaling, and the way to and from float32."""
+"""Operators on single values: sums, products, tables, rescaling, the way to and from float32."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hwprune.lower.mcu.emit import (
     CKernel,
     Expr,
     T,
+    at,
     bind,
     build_function,
     call,
@@ -22,7 +23,6 @@ from hwprune.lower.mcu.emit import (
     i32,
     loop,
     run,
-    at,
     tirx,
 )
 from hwprune.quantize import graph as ops
