@@ -1,7 +1,7 @@
 """A network for a microcontroller: capture, prune, quantize, lower to C, run on an emulator.
 
-In: a model and a target of kind "mcu". Out: `McuResult`, and the artifact's folder. Instructions are
-counted by the emulator; cycles and milliseconds come from a model of the core and say so.
+In: a model and a target of kind "mcu". Out: `McuResult`, and the artifact's folder. Instructions
+are counted by the emulator; cycles and milliseconds come from a model of the core and say so.
 """
 
 from __future__ import annotations
