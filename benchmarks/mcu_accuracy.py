@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy: Fashion-MNIST, trained, pruned by MACs, quantized, run as integers.
+"""What int8 costs in accuracy: trained, pruned by MACs, quantized, run as integers.
 
     python -m benchmarks.mcu_accuracy [--quick] [--out FILE] [--cache DIR] [--model NAME] [--seed N]
 
@@ -9,7 +9,7 @@ microcontroller does. Everything slow is kept under --cache and resumed from the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import hwprune
 from benchmarks import common
 from benchmarks.common import console
 from benchmarks.fashion_mnist import save_module, train
-from examples import fashion_mnist, tiny
+from examples import fashion_mnist, models, tiny
 from examples.fashion_mnist import Batches, Split
-from hwprune.capture import Program, capture
+from hwprune.capture import capture
 from hwprune.quantize.config import QuantConfig
 from hwprune.quantize.quantizer import Quantized, quantize_program
 from hwprune.quantize.tune import tune
@@ -70,7 +71,7 @@ class Row:
     params: int
     float_accuracy: float
     int8_accuracy: dict[str, float]
-    tuned_accuracy: float
+    tuned_accuracy: float | None
     agreement: float
     lost: float
     test_images: int
@@ -119,27 +120,48 @@ def prune_half(
     return pruned
 
 
-def tuned(
-    setting: Setting, quantized: Quantized, teacher: nn.Module, data: Split, checkpoint: Path
-) -> Quantized:
+Batch = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to quantize and test: `output` says which of its outputs are the classes."""
+
+    name: str
+    variant: str
+    module: nn.Module
+    teacher: nn.Module
+    calibration: torch.Tensor
+    test: Split
+    batches: Callable[[int], Iterable[Batch]]  # of an epoch of fine-tuning
+    steps: int
+    output: int = 0
+
+
+def tuned(subject: Subject, quantized: Quantized, checkpoint: Path) -> Quantized:
     """After a short quantization-aware fine-tuning."""
-    batches = Batches(data.take(setting.tune_images), 64, seed=2)
     config = TrainConfig(epochs=1, lr=0.003, weight_decay=0.0, distill=0.7)
-    with training_bar(f"{setting.name}: tune", 1, len(batches), console) as report:
+    with training_bar(f"{subject.name}: tune", 1, subject.steps, console) as report:
         return tune(
-            quantized, batches, len(batches), config, teacher=teacher, checkpoint=checkpoint,
-            progress=report,
+            quantized, subject.batches, subject.steps, config, teacher=subject.teacher,
+            checkpoint=checkpoint, progress=report,
         )[0]  # fmt: skip
 
 
-def float_classes(module: nn.Module, test: Split) -> np.ndarray:
+def float_classes(subject: Subject) -> np.ndarray:
     with torch.no_grad():
-        parts = [module(images).argmax(1) for images in test.images.split(EVALUATION)]
+        parts = [
+            tree_leaves(subject.module(images))[subject.output].argmax(1)
+            for images in subject.test.images.split(EVALUATION)
+        ]
     return torch.cat(parts).numpy()
 
 
-def int8_classes(quantized: Quantized, test: Split) -> np.ndarray:
-    parts = [quantized(images)[0].argmax(1) for images in test.images.split(EVALUATION)]
+def int8_classes(subject: Subject, quantized: Quantized) -> np.ndarray:
+    parts = [
+        quantized(images)[subject.output].argmax(1)
+        for images in subject.test.images.split(EVALUATION)
+    ]
     return np.concatenate(parts)
 
 
@@ -147,48 +169,85 @@ def per_cent(right: np.ndarray) -> float:
     return round(100.0 * float(right.mean()), 2)
 
 
-def row(
-    setting: Setting, variant: str, module: nn.Module, teacher: nn.Module, data: Split, cache: Path
-) -> Row:
+def row(subject: Subject, cache: Path) -> Row:
     """Quantize one network in every way and test it."""
-    test = fashion_mnist.load("t10k").take(setting.test_images)
-    labels = test.labels.numpy()
-    program: Program = capture(module, (data.images[:1],), name=setting.name)
-    plain = float_classes(module.eval(), test)
+    labels = subject.test.labels.numpy()
+    example = subject.calibration[:1]
+    subject.module.eval()
+    program = capture(subject.module, (example,), name=subject.name)
+    plain = float_classes(subject)
     made = {
-        name: quantize_program(program, data.images[:CALIBRATION], config)
+        name: quantize_program(program, subject.calibration, config)
         for name, config in METHODS.items()
     }
-    classes = {name: int8_classes(quantized, test) for name, quantized in made.items()}
-    checkpoint = cache / f"{setting.name}-{variant}-tuned-{setting.epochs}.pt"
-    better = tuned(setting, made["mse"], teacher, data, checkpoint)
+    classes = {name: int8_classes(subject, quantized) for name, quantized in made.items()}
+    after: float | None = None
+    if subject.steps:
+        checkpoint = cache / f"{subject.name}-{subject.variant}-tuned.pt"
+        better = tuned(subject, made["mse"], checkpoint)
+        after = per_cent(int8_classes(subject, better) == labels)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(data.images[:1])
+        subject.module(example)
     accuracy = per_cent(plain == labels)
-    after = per_cent(int8_classes(better, test) == labels)
     return Row(
-        model=setting.name,
-        variant=variant,
+        model=subject.name,
+        variant=subject.variant,
         macs=counter.get_total_flops() // 2,
-        params=sum(p.numel() for p in module.parameters()),
+        params=sum(p.numel() for p in subject.module.parameters()),
         float_accuracy=accuracy,
         int8_accuracy={name: per_cent(found == labels) for name, found in classes.items()},
         tuned_accuracy=after,
         agreement=per_cent(classes["mse"] == plain),
         lost=round(accuracy - per_cent(classes["mse"] == labels), 2),
-        test_images=len(test),
+        test_images=len(labels),
     )
+
+
+def fashion_rows(setting: Setting, data: Split, cache: Path, seed: int) -> list[Row]:
+    """A network for Fashion-MNIST, dense and pruned."""
+    dense = train_dense(setting, data, cache, seed)
+    pruned = prune_half(setting, dense, data, cache, seed)
+    test = fashion_mnist.load("t10k").take(setting.test_images)
+    batches = Batches(data.take(setting.tune_images), 64, seed=2)
+    calibration = data.images[:CALIBRATION]
+    return [
+        row(
+            Subject(setting.name, name, net, dense, calibration, test, batches, len(batches)), cache
+        )
+        for name, net in (("dense", dense), ("pruned", pruned))
+    ]
+
+
+def face_rows(cache: Path, seed: int) -> list[Row]:
+    """MTCNN's R-Net on scikit-image's faces and others: half to learn ranges, half to test.
+
+    Nothing is trained: the pruned network is reconstructed from unlabelled images only.
+    """
+    from skimage.data import lfw_subset
+
+    grey = torch.from_numpy(lfw_subset()).float().unsqueeze(1)
+    images = nn.functional.interpolate(grey.repeat(1, 3, 1, 1), (24, 24), mode="bilinear")
+    images = (255.0 * images - 127.5) / 128.0
+    labels = (torch.arange(len(images)) < len(images) // 2).long()  # faces come first
+    seen, test = images[::2], Split(images[1::2], labels[1::2])
+    dense = models.rnet().eval()
+    pruned = hwprune.prune(dense, (seen[:1],), macs="50%", seed=seed, calibrate=seen).module
+    return [
+        row(Subject("rnet", name, net, dense, seen, test, lambda _: [], 0, output=1), cache)
+        for name, net in (("dense", dense), ("pruned", pruned))
+    ]
 
 
 def show(rows: list[Row]) -> None:
     common.table(
-        "Fashion-MNIST, int8 by the integer reference, accuracy in per cent",
+        "int8 by the integer reference, accuracy in per cent",
         ("model", "variant", "MACs", "float", *METHODS, "tuned", "agree"),
         [
             (
                 *(r.model, r.variant, f"{r.macs / 1e6:.2f} M", f"{r.float_accuracy:.2f}"),
                 *(f"{value:.2f}" for value in r.int8_accuracy.values()),
-                *(f"{r.tuned_accuracy:.2f}", f"{r.agreement:.2f}"),
+                "-" if r.tuned_accuracy is None else f"{r.tuned_accuracy:.2f}",
+                f"{r.agreement:.2f}",
             )
             for r in rows
         ],
@@ -207,12 +266,10 @@ def main() -> None:
     data = fashion_mnist.load("train")
     rows: list[Row] = []
     for setting in QUICK if options.quick else FULL:
-        if options.model is not None and setting.name not in options.model:
-            continue
-        dense = train_dense(setting, data, options.cache, options.seed)
-        pruned = prune_half(setting, dense, data, options.cache, options.seed)
-        rows.append(row(setting, "dense", dense, dense, data, options.cache))
-        rows.append(row(setting, "pruned", pruned, dense, data, options.cache))
+        if options.model is None or setting.name in options.model:
+            rows += fashion_rows(setting, data, options.cache, options.seed)
+    if not options.quick and (options.model is None or "rnet" in options.model):
+        rows += face_rows(options.cache, options.seed)
     show(rows)
     common.finish(options.out, [asdict(r) for r in rows])
 

@@ -140,6 +140,21 @@ def test_a_fixed_batch_is_calibrated_one_by_one():
     assert np.array_equal(free(images)[0], bound(images)[0])
 
 
+def test_only_float32_networks():
+    images = batch((4,)).double()
+    program = capture(nn.Linear(4, 2).double(), (images[:1],))
+    with pytest.raises(HwpruneError, match=r"only float32 networks can be quantized.*float64"):
+        quantize_program(program, images)
+
+
+def test_arithmetic_by_feature_is_named():
+    images = batch((4,))
+    program = capture(nn.BatchNorm1d(4).eval(), (images[:1],))
+    program.module.get_buffer("running_mean").copy_(torch.arange(4.0))
+    with pytest.raises(LoweringError, match="arithmetic with a constant for each feature"):
+        quantize_program(program, images, QuantConfig(float_fallback=True))
+
+
 def toy() -> tuple[Quantized, nn.Module, list[tuple[Tensor]]]:
     """A small network whose values are quantized far too coarsely, and inputs."""
     torch.manual_seed(0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from hwprune.errors import LoweringError
 from hwprune.lower.aten import aten_call
 from hwprune.lower.root import shape
 from hwprune.program import Program
@@ -31,6 +33,8 @@ def emit(
     for step in steps:
         _EMIT[step.kind](emitter, step)
     results = tree_leaves(program.module.graph.output_node().args[0])
+    if not all(isinstance(node, fx.Node) and node in emitter.at.placed for node in results):
+        raise LoweringError("an output is no tensor that depends on the input", where=program.name)
     outputs = tuple(emitter.at.read(node, usual(len(shape(node)))) for node in results)
     tensors = tuple(emitter.at.tensors.values())
     graph = IntegerGraph(program.name, tensors, tuple(emitter.at.operators), names, outputs)

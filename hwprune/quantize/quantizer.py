@@ -29,6 +29,7 @@ from hwprune.quantize.reference import dequantize, quantize, run_all
 from hwprune.quantize.scheme import Scheme, make_scheme, sharing
 from hwprune.quantize.simulate import own_graph, simulate, with_weights_of
 from hwprune.quantize.steps import QuantStep, find_steps
+from hwprune.recover.sweep import as_batches
 
 BATCH = 32  # of calibration
 
@@ -97,7 +98,8 @@ def quantize_program(
     LoweringError for operators without an int8 kernel and accumulators that can overflow.
     """
     config = (config or QuantConfig()).checked()
-    batches = check_calibration(program, calibration).split(BATCH if program.dynamic_batch else 1)
+    images = check_calibration(program, calibration)
+    batches = [batch for (batch,) in as_batches(images.split(BATCH), program)]
     folded = fold_for_integers(program)
     steps = find_steps(folded, config.float_fallback)
     if config.equalise:
@@ -120,6 +122,12 @@ def _emitted(folded: Program, scheme: Scheme, float_fallback: bool) -> Quantized
 
 def check_calibration(program: Program, calibration: Tensor | Sequence[Tensor]) -> Tensor:
     """The data as one float32 tensor. Raises HwpruneError for data that say nothing."""
+    kinds = {value.dtype for value in (*program.inputs, *program.module.parameters())}
+    if kinds != {torch.float32}:
+        found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise HwpruneError(
+            f"only float32 networks can be quantized, this one is {found}", where=program.name
+        )
     images = as_images(calibration, program)
     assert images is not None
     if not images.is_floating_point() or not bool(torch.isfinite(images).all()):

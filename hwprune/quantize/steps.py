@@ -73,7 +73,9 @@ def find_steps(program: Program, float_fallback: bool = False) -> tuple[QuantSte
             found[step.result] = step
     steps = _needed(program.module.graph, found)
     missing = [s for s in steps if s.kind == "float"]
-    if missing and not float_fallback:
+    if float_fallback:
+        missing = [s for s in missing if s.node.target is channel_affine]
+    if missing:
         raise _no_kernel(missing)
     return steps
 
@@ -101,6 +103,8 @@ def _no_kernel(missing: list[QuantStep]) -> LoweringError:
 
 def _operator(node: fx.Node) -> str:
     """The name of what a node computes, or is an element of."""
+    if node.target is channel_affine:
+        return "arithmetic with a constant for each feature (of other values than images)"
     source = node.args[0] if packet(node) == "getitem" else node
     return packet(source) if isinstance(source, fx.Node) else str(node.target)
 
@@ -198,7 +202,9 @@ def _function(node: fx.Node) -> QuantStep | None:
     plain = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
     if not plain and unary_step(node) is None:
         return None
-    if len(node.all_input_nodes) != 1 or shape(node) != shape(values[0]):
+    read: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), read.append)
+    if len(read) != 1 or shape(node) != shape(values[0]):
         return None
     return QuantStep("lookup", node, node, values)
 

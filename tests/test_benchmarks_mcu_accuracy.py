@@ -1,0 +1,40 @@
+"""The accuracy benchmark of int8: a row says what was measured on the test images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from benchmarks import mcu_accuracy
+from benchmarks.mcu_accuracy import METHODS, Subject, row
+from examples.fashion_mnist import Split
+
+
+def test_a_row_is_of_the_test_images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(400, 1, 6, 6, generator=generator)
+    labels = (images.sum((1, 2, 3)) > 0).long()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.ones(8, 36) * torch.tensor([[1.0], [-1.0]] * 4))
+        net[1].bias.zero_()
+        net[3].weight.copy_(torch.tensor([[-1.0, 1.0] * 4, [1.0, -1.0] * 4]))
+        net[3].bias.zero_()
+    test = Split(images[200:], torch.where(torch.arange(200) < 20, 1 - labels[200:], labels[200:]))
+    batches = [(images[i : i + 20], labels[i : i + 20]) for i in range(0, 100, 20)]
+    subject = Subject("toy", "dense", net, net, images[:200], test, lambda _: batches, 5)
+    done = row(subject, tmp_path)
+    assert (done.test_images, done.macs, done.params) == (200, 36 * 8 + 16, 36 * 8 + 8 + 16 + 2)
+    assert done.float_accuracy == 90.0  # every tenth label is wrong
+    assert set(done.int8_accuracy) == set(METHODS)
+    assert min(done.int8_accuracy.values()) > 86
+    assert done.lost == round(90.0 - done.int8_accuracy["mse"], 2)
+    assert done.agreement > 95
+    assert done.tuned_accuracy is not None
+    assert done.tuned_accuracy > 86
+    assert json.loads(json.dumps(asdict(done)))["model"] == "toy"
+    assert [f.name for f in tmp_path.iterdir()] == ["toy-dense-tuned.pt"]
+    mcu_accuracy.show([done])
