@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the Debian packages that hwprune uses, where that is allowed; say which are missing.
 set -u
-needed="g++ dataset-fashion-mnist tuxpaint-stamps-default"
+needed="g++ dataset-fashion-mnist tuxpaint-stamps-default gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 missing=""
 for package in $needed; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "install ok" || missing="$missing $package"

@@ -1,4 +1,4 @@
-"""Bare programs on the emulated boards: counts, time-outs, missing tools, memory that is too small."""
+"""Bare programs on the emulated boards: counts, time-outs, missing tools, too little memory."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def test_a_fault_is_an_error(tmp_path: Path) -> None:
 def test_memory_that_is_too_small_is_named(tmp_path: Path) -> None:
     target = load_target("cortex-m7")
     text = "static volatile char big[400000]; int main(void) { return big[0] + big[399999]; }"
-    with pytest.raises(BudgetError, match=r"does not fit cortex-m7: region `SRAM' overflowed by \d"):
+    with pytest.raises(
+        BudgetError, match=r"does not fit cortex-m7: region `SRAM' overflowed by \d"
+    ):
         build_elf(target, [program(tmp_path, text)], tmp_path)
 
 
