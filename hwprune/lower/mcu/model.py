@@ -178,7 +178,8 @@ class _Writer:
                 arguments.append(self._pointer(op.output, const=False))
             elif argument.name == "s":
                 offset = self.storage.memory.offsets[scratch_name(index)]
-                arguments.append(f"(int16_t *)(void *)(arena + {offset})")
+                kind = C_TYPES[argument.dtype]
+                arguments.append(f"({kind} *)(void *)(arena + {offset})")
             elif argument.name.startswith("x"):
                 arguments.append(self._pointer(next(inputs), const=True))
             else:

@@ -379,6 +379,81 @@ HWPRUNE_INLINE void hwprune_row3x2(
 #endif
 }
 
+/* Copy n bytes. */
+HWPRUNE_INLINE void hwprune_copy(int8_t *to, const int8_t *from, int32_t n) {
+#if HWPRUNE_MVE
+  for (; n > 0; n -= 16, to += 16, from += 16) {
+    const mve_pred16_t some = vctp8q((uint32_t)n);
+    vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
+  }
+#else
+  memcpy(to, from, (size_t)n);
+#endif
+}
+
+/* Set n bytes. */
+HWPRUNE_INLINE void hwprune_set(int8_t *to, int32_t value, int32_t n) {
+#if HWPRUNE_MVE
+  for (; n > 0; n -= 16, to += 16) {
+    vstrbq_p_s8(to, vdupq_n_s8((int8_t)value), vctp8q((uint32_t)n));
+  }
+#else
+  memset(to, value, (size_t)n);
+#endif
+}
+
+/* One channel by four columns of `depth` inputs each, a multiple of 16. */
+HWPRUNE_INLINE void hwprune_dot_1x4(
+    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
+#if HWPRUNE_MVE
+  int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
+  const int8_t *const end = w + depth;
+  for (; w < end; w += 16, x += 16) {
+    const int8x16_t v = vldrbq_s8(w);
+    a = vmladavaq_s8(a, v, vldrbq_s8(x));
+    b = vmladavaq_s8(b, v, vldrbq_s8(x + depth));
+    c = vmladavaq_s8(c, v, vldrbq_s8(x + 2 * depth));
+    d = vmladavaq_s8(d, v, vldrbq_s8(x + 3 * depth));
+  }
+  acc[0] = a;
+  acc[1] = b;
+  acc[2] = c;
+  acc[3] = d;
+#else
+  for (int32_t j = 0; j < 4; ++j) {
+    for (int32_t k = 0; k < depth; ++k) {
+      acc[j] += w[k] * x[j * depth + k];
+    }
+  }
+#endif
+}
+
+/* Four channels, `depth` apart, by one column. */
+HWPRUNE_INLINE void hwprune_dot_rows(
+    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
+#if HWPRUNE_MVE
+  int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
+  const int8_t *const end = x + depth;
+  for (; x < end; w += 16, x += 16) {
+    const int8x16_t v = vldrbq_s8(x);
+    a = vmladavaq_s8(a, v, vldrbq_s8(w));
+    b = vmladavaq_s8(b, v, vldrbq_s8(w + depth));
+    c = vmladavaq_s8(c, v, vldrbq_s8(w + 2 * depth));
+    d = vmladavaq_s8(d, v, vldrbq_s8(w + 3 * depth));
+  }
+  acc[0] = a;
+  acc[1] = b;
+  acc[2] = c;
+  acc[3] = d;
+#else
+  for (int32_t j = 0; j < 4; ++j) {
+    for (int32_t k = 0; k < depth; ++k) {
+      acc[j] += w[j * depth + k] * x[k];
+    }
+  }
+#endif
+}
+
 /* e^x of Q5.26 numbers at or below zero, as Q0.31 (gemmlowp). */
 HWPRUNE_INLINE int32_t hwprune_exp(int32_t x) {
   static const int32_t factors[7] = {1672461947, 1302514674, 790015084, 290630308,
