@@ -359,23 +359,41 @@ HWPRUNE_INLINE void hwprune_dot_4x1(
 }
 
 /* A row of three taps for two neighbouring outputs.
-   x: four values, aligned to four bytes. first: (w0, w1). last: (w1, w2). */
+   x + offset: four values, aligned to four bytes; offset < 512. first: (w0, w1). last: (w1, w2). */
 HWPRUNE_INLINE void hwprune_row3x2(
-    int32_t *acc, const int16_t *x, int32_t first, int32_t last) {
+    int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
 #if HWPRUNE_DSP
   int32_t x0, x1;
   HWPRUNE_ASM(
-      "ldrd %[x0], %[x1], %[x]\n\t"
+      "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "smlad %[a], %[x0], %[first], %[a]\n\t"
       "smlatb %[b], %[x0], %[first], %[b]\n\t"
       "smlabt %[a], %[x1], %[last], %[a]\n\t"
       "smlad %[b], %[x1], %[last], %[b]"
       : [x0] "=&r"(x0), [x1] "=&r"(x1), [a] "+r"(acc[0]), [b] "+r"(acc[1])
-      : [x] "Q"(*(const int16_t(*)[4])x), [first] "r"(first), [last] "r"(last));
+      : [x] "r"(x), [p] "i"(2 * offset), [first] "r"(first), [last] "r"(last));
 #else
+  x += offset;
   const int32_t w0 = hwprune_low(first), w1 = hwprune_low(last), w2 = hwprune_high(last);
   acc[0] += x[0] * w0 + x[1] * w1 + x[2] * w2;
   acc[1] += x[1] * w0 + x[2] * w1 + x[3] * w2;
+#endif
+}
+
+/* The same for one output: three values and one more, aligned to four bytes. */
+HWPRUNE_INLINE void hwprune_row3(
+    int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
+#if HWPRUNE_DSP
+  int32_t x0, x1;
+  HWPRUNE_ASM(
+      "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
+      "smlad %[a], %[x0], %[first], %[a]\n\t"
+      "smlabt %[a], %[x1], %[last], %[a]"
+      : [x0] "=&r"(x0), [x1] "=&r"(x1), [a] "+r"(acc[0])
+      : [x] "r"(x), [p] "i"(2 * offset), [first] "r"(first), [last] "r"(last));
+#else
+  x += offset;
+  acc[0] += x[0] * hwprune_low(first) + x[1] * hwprune_low(last) + x[2] * hwprune_high(last);
 #endif
 }
 
