@@ -122,6 +122,7 @@ def test_bias_correction_brings_the_mean_back_and_changes_no_model():
     assert all(torch.equal(v, before[k]) for k, v in program.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_pruned_networks_are_quantized():
     images = batch((3, 20, 20))
     program = capture(small_net(), (images[:1],))
