@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from examples.fashion_mnist import SmallMobileNet, SmallResNet
 from examples.fashion_networks import SmallVGG, SmallViT
+from examples.seeded import seeded
 from hwprune.recover import TrainConfig
 
 STEP = 4  # channels: scaled widths are multiples of it
@@ -30,9 +30,7 @@ class Network:
 
     def build(self, seed: int, factor: float = 1.0) -> nn.Module:
         """Untrained, every width times `factor`; the same weights for the same seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.factory(factor).eval()
+        return seeded(lambda: self.factory(factor), seed)
 
 
 def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:

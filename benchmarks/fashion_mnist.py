@@ -28,6 +28,7 @@ from benchmarks import common
 from benchmarks.common import console
 from examples import fashion_mnist
 from examples.fashion_mnist import Batches, Split
+from examples.seeded import seeded
 from hwprune.capture import capture
 from hwprune.recover import TrainConfig, TrainResult, finetune, reconstruct, training_bar
 
@@ -53,9 +54,7 @@ FULL = (
 
 
 def _quick_resnet(seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return fashion_mnist.SmallResNet((32, 64), blocks=1).eval()
+    return seeded(lambda: fashion_mnist.SmallResNet((32, 64), blocks=1), seed)
 
 
 QUICK = (Setting("quick-resnet", _quick_resnet, 2, 1, 6_000, 1_000),)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.seeded import seeded
+
 DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 MEAN, STD = 0.2860, 0.3530  # of the training images, in [0, 1]
 
@@ -178,15 +180,9 @@ class SmallMobileNet(nn.Module):
 
 def resnet(seed: int = 0) -> nn.Module:
     """An untrained SmallResNet (ResNet-14: 0.7 M parameters, 21 M MACs)."""
-    return _seeded(SmallResNet, seed)
+    return seeded(SmallResNet, seed)
 
 
 def mobilenet(seed: int = 0) -> nn.Module:
     """An untrained SmallMobileNet."""
-    return _seeded(SmallMobileNet, seed)
-
-
-def _seeded(factory: type[nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return factory().eval()
+    return seeded(SmallMobileNet, seed)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.encoders import Encoder
+from examples.seeded import seeded
 from examples.torchvision_ops import declare
 
 CNN_NAMES = (
@@ -71,11 +72,13 @@ def torchvision_model(name: str, seed: int = 0) -> nn.Module:
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
         options.update(init_weights=True, aux_logits=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def build() -> nn.Module:
         model: nn.Module = models.get_model(name, **options)
         _randomise_statistics(model)
-    return model.eval()
+        return model
+
+    return seeded(build, seed)
 
 
 def _randomise_statistics(model: nn.Module) -> None:
@@ -186,27 +189,24 @@ def vit_small() -> nn.Module:
     """timm's ViT-S/16, random weights."""
     declare()
     timm = _import("timm", "timm")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: nn.Module = timm.create_model("vit_small_patch16_224", pretrained=False)
-    return model.eval()
+    return seeded(lambda: timm.create_model("vit_small_patch16_224", pretrained=False))
 
 
 def minilm() -> nn.Module:
     """A sentence encoder of MiniLM-L6's sizes, random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Encoder().eval()
+    return seeded(Encoder)
 
 
 def mlp(width: int = 512, depth: int = 2, seed: int = 0) -> nn.Module:
     """A multi-layer perceptron, 784 -> width x depth -> 10, random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def build() -> nn.Module:
         layers: list[nn.Module] = []
         for i in range(depth):
             layers += [nn.Linear(784 if i == 0 else width, width), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(width, 10)).eval()
+        return nn.Sequential(*layers, nn.Linear(width, 10))
+
+    return seeded(build, seed)
 
 
 def _import(module: str, package: str) -> Any:

@@ -18,7 +18,7 @@ from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import Program
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
-from hwprune.latency import Outcome, Timing, network_costs
+from hwprune.latency import Outcome, Pair, Timing, network_costs
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
 from hwprune.verify import Certificate
@@ -76,7 +76,8 @@ def account(facts: Facts) -> dict[str, Any]:
     }
     if outcome.timing is not None:
         report |= _latency(facts, outcome.timing)
-        _add_latency(report, outcome.timing, outcome)
+        _add_prediction(report, outcome.timing)
+        add_latency(report, outcome.timing.pair)
     _add_energy(report, prepared)
     return report
 
@@ -105,23 +106,25 @@ def _sizes(program: Program, macs: float) -> dict[str, Any]:
     }
 
 
-def _add_latency(report: dict[str, Any], timing: Timing, outcome: Outcome) -> None:
-    pair = timing.pair
-    report["dense"] |= {
-        "latency_us": pair.dense_us,
-        "predicted_us": timing.dense_predicted_us,
-        "latency_source": "device",
-        "activation_bytes": timing.dense.lowered.arena.size_bytes,
-    }
-    report["pruned"] |= {
-        "latency_us": pair.pruned_us,
-        "predicted_us": timing.pruned_predicted_us,
-        "latency_source": "device",
-        "activation_bytes": timing.pruned.lowered.arena.size_bytes,
-    }
+def add_latency(report: dict[str, Any], pair: Pair) -> None:
+    """Write what was measured, dense and pruned in turn; the prediction's error if there is one."""
+    report["dense"] |= {"latency_us": pair.dense_us, "latency_source": "device"}
+    report["pruned"] |= {"latency_us": pair.pruned_us, "latency_source": "device"}
     report["ratio"] = pair.ratio
-    share = timing.pruned_predicted_us / timing.dense_predicted_us
-    report["prediction_error"] = share / pair.ratio - 1
+    if "predicted_us" in report["pruned"]:
+        share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
+        report["prediction_error"] = share / pair.ratio - 1
+
+
+def _add_prediction(report: dict[str, Any], timing: Timing) -> None:
+    for name, predicted_us, built in (
+        ("dense", timing.dense_predicted_us, timing.dense),
+        ("pruned", timing.pruned_predicted_us, timing.pruned),
+    ):
+        report[name] |= {
+            "predicted_us": predicted_us,
+            "activation_bytes": built.lowered.arena.size_bytes,
+        }
 
 
 def _latency(facts: Facts, timing: Timing) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from hwprune.options import (
     read_inputs,
     units,
 )
-from hwprune.shown import print_json, show_artifact, shown_progress
+from hwprune.shown import print_json, show_artifact, show_report, shown_progress
 
 app = typer.Typer(
     name="hwprune",
@@ -148,7 +148,6 @@ def prune_command(
     """Prune to the budgets (or as a plan says), stop at the smaller model: model.pt2, plan.json."""
     from hwprune.atomic import check_writable
     from hwprune.pipeline import prune
-    from hwprune.report import print_report
     from hwprune.request import read_request
     from hwprune.result import save_pruned
 
@@ -166,10 +165,7 @@ def prune_command(
             **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     save_pruned(result, out)
-    if as_json:
-        print_json(result.report)
-    else:
-        print_report(result.report, Console())
+    show_report(result.report, as_json)
 
 
 @app.command("lower")

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hwprune.account import add_latency
 from hwprune.atomic import check_writable
 from hwprune.build import build
 from hwprune.capture import capture
@@ -111,9 +112,8 @@ def compile_point(
     with clock.stage("measure"):
         pair = interleaved(built[0].artifact, built[1].artifact)
     report = read_json(folder / "report.json")
-    report["dense"]["latency_us"], report["pruned"]["latency_us"] = pair.dense_us, pair.pruned_us
+    add_latency(report, pair)
     report |= {
-        "ratio": pair.ratio,
         "max_rel_error_compiled": built[1].max_rel_error,
         "search_point": {"search": str(path), **asdict(chosen)},
     }

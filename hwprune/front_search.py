@@ -30,7 +30,7 @@ from hwprune.latency import ROUNDS, RUNS_A_ROUND
 from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.program import Program, fingerprint
-from hwprune.progress import Clock, Progress, Silent
+from hwprune.progress import Advance, Clock, Progress, Silent
 from hwprune.repair import Recover, check_recovery
 from hwprune.report.front import draw_front
 from hwprune.request import read_request, read_target
@@ -183,9 +183,7 @@ class _Maker:
         return read_json(self.folder / name / POINT)
 
 
-def _times(
-    files: Sequence[Path], target: str, threads: int, advance: Callable[[int, int], None]
-) -> list[list[float]]:
+def _times(files: Sequence[Path], target: str, threads: int, advance: Advance) -> list[list[float]]:
     """Median microseconds of every network in each round, all in turn."""
     chosen = read_target(target, threads, compiles=True)
     artifacts: list[Artifact] = []

@@ -110,6 +110,13 @@ def read_inputs(
     return given, inputs, images
 
 
+def read_recover(reference: str | None) -> Any:
+    """The recovery that --recover names, or "auto"."""
+    from hwprune.model_ref import load_function
+
+    return "auto" if reference is None else load_function(reference, "--recover")
+
+
 def _numbers(text: str, option: str, *, positive: bool = False) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account
+from hwprune.account import Facts, account, add_latency
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.build import Build, build
+from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.deploy import Artifact
@@ -162,7 +162,8 @@ def compile_pruned(
     else:
         dense = timing.dense
     with clock.stage("measure"):
-        _final_latency(result.report, dense, final)
+        add_latency(result.report, interleaved(dense.artifact, final.artifact))
+        result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -281,14 +282,3 @@ def _finish(
         recovered.module, outcome.plan, kept, report, recovered, prepared.program,
         prepared.coupling, certificate, request.target, request.threads, outcome,
     )  # fmt: skip
-
-
-def _final_latency(report: dict[str, Any], dense: Build, pruned: Build) -> None:
-    pair = interleaved(dense.artifact, pruned.artifact)
-    report["dense"]["latency_us"] = pair.dense_us
-    report["pruned"]["latency_us"] = pair.pruned_us
-    report["ratio"] = pair.ratio
-    report["max_rel_error_compiled"] = pruned.max_rel_error
-    if "predicted_us" in report["pruned"]:
-        share = report["pruned"]["predicted_us"] / report["dense"]["predicted_us"]
-        report["prediction_error"] = share / pair.ratio - 1

@@ -5,7 +5,7 @@ In: a `Program`, a `Target`, threads. Out: a `Prepared` network; and the table i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from hwprune.lower import fold_batch_norm, fuse
 from hwprune.lower.limits import check_calls
 from hwprune.measure import Measured, measure
 from hwprune.price import required
+from hwprune.progress import Advance
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable
 from hwprune.target import Target
@@ -80,9 +81,7 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
     )
 
 
-def measure_kernels(
-    prepared: Prepared, table: LatencyTable, advance: Callable[[int, int], None]
-) -> Measured:
+def measure_kernels(prepared: Prepared, table: LatencyTable, advance: Advance) -> Measured:
     """Fill the table with the kernels that pricing this network needs."""
     needed = required(prepared.sites, prepared.candidates)
     return measure(needed, prepared.target, prepared.threads, table, progress=advance)

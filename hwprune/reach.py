@@ -6,13 +6,12 @@ network are measured first (the search needs them anyway): a hopeless budget is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hwprune.budget import Budget
 from hwprune.errors import BudgetError
 from hwprune.measure import Measured, measure
 from hwprune.prepare import Prepared
 from hwprune.price import extremes
+from hwprune.progress import Advance
 from hwprune.table import LatencyTable
 
 MARGIN = 1.15  # sums of kernels are this near to a network before they are calibrated
@@ -22,7 +21,7 @@ def check_latency(
     prepared: Prepared,
     table: LatencyTable,
     budget: Budget,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Measured:
     """Measure the narrowest and the full network's kernels; says what was measured.
 

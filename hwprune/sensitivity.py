@@ -27,6 +27,7 @@ from hwprune.errors import HwpruneError
 from hwprune.frontier import Frontier
 from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
+from hwprune.progress import Advance
 from hwprune.reference import silence_branches
 from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
@@ -35,7 +36,6 @@ from hwprune.score.evidence import Gathered, Read
 from hwprune.score.gather import gather
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
-Advance = Callable[[int, int], None]
 
 
 def measure_sensitivity(

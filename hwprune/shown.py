@@ -28,12 +28,15 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, default=str))
 
 
-def show_artifact(report: dict[str, Any], out: Path, as_json: bool) -> None:
-    """The report of an artifact that was written."""
+def show_report(report: dict[str, Any], as_json: bool) -> None:
+    """The report of a run, as tables or as JSON."""
     from hwprune.report import print_report
 
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, Console())
+    print_json(report) if as_json else print_report(report, Console())
+
+
+def show_artifact(report: dict[str, Any], out: Path, as_json: bool) -> None:
+    """The report of an artifact that was written."""
+    show_report(report, as_json)
+    if not as_json:
         Console().print(f"Artifact in {out}; open {out / 'report.html'}")

@@ -30,8 +30,9 @@ from hwprune.options import (
     Threads,
     model_name,
     read_inputs,
+    read_recover,
 )
-from hwprune.shown import print_json, shown_progress
+from hwprune.shown import print_json, show_report, shown_progress
 
 
 @app.command("mask")
@@ -109,8 +110,6 @@ def iterate_command(
 ) -> None:
     """Prune in steps with a recovery after each: model.pt2, plan.json as of one pruning."""
     from hwprune.atomic import check_writable
-    from hwprune.model_ref import load_function
-    from hwprune.report import print_report
     from hwprune.request import read_request
     from hwprune.result import save_pruned
     from hwprune.ways.iterative import prune_iteratively
@@ -122,7 +121,7 @@ def iterate_command(
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
     }  # fmt: skip
     read_request(**asked)
-    how: Any = load_function(recover, "--recover") if recover is not None else "auto"
+    how = read_recover(recover)
     with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         result = prune_iteratively(
@@ -131,7 +130,7 @@ def iterate_command(
             name=model_name(model), **asked,
         )  # fmt: skip
     save_pruned(result, out)
-    print_json(result.report) if as_json else print_report(result.report, Console())
+    show_report(result.report, as_json)
 
 
 @app.command("search")
@@ -163,7 +162,7 @@ def search_command(
 
     check_writable(out)
     judge = load_function(evaluate, "--evaluate") if evaluate is not None else None
-    how: Any = load_function(recover, "--recover") if recover is not None else "auto"
+    how = read_recover(recover)
     with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std)
         front = search(

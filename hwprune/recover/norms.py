@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from hwprune.capture import Program
+from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches, attribute, sweep
 
 Kept = Mapping[str, Mapping[int, np.ndarray]]
@@ -62,7 +63,7 @@ def reestimate_norms(
     *,
     dense: Program | None = None,
     kept: Kept | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Program:
     """A copy of `program` whose batch norms have the statistics of these images.
 

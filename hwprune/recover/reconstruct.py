@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from hwprune.capture import Program
+from hwprune.progress import Advance
 from hwprune.recover.layers import (
     Layer,
     batch_norm_after,
@@ -70,7 +71,7 @@ def reconstruct(
     norms: str = "match",
     samples: int = 8192,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Reconstruction:
     """Correct every layer of `pruned` so that it does what it did in `dense`.
 

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hwprune.coupling import Coupling, Group
 from hwprune.errors import HwpruneError
 from hwprune.program import Program, get_tensor
+from hwprune.progress import Advance
 from hwprune.score.criterion import COVARIANCES, GRADIENTS, RANKS, SAMPLES
 from hwprune.score.evidence import Batch, Gathered, GradientSums, Loss, Read, Seen
 from hwprune.score.reads import find_reads
 from hwprune.score.statistics import add_patches, add_ranks, add_values
 
-Advance = Callable[[int, int], None]
 Probe = tuple[fx.Node, bool]
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from hwprune.coupling import Coupling
 from hwprune.errors import HwpruneError
 from hwprune.program import Program
+from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
 from hwprune.score.branches import own_layers, score_branches
 from hwprune.score.combine import AGGREGATES, check_names, normalise_groups, producers
 from hwprune.score.criterion import CRITERIA, GRADIENTS, SAMPLES, Criterion
 from hwprune.score.evidence import Batch, Evidence, Gathered, Loss
-from hwprune.score.gather import Advance, gather
+from hwprune.score.gather import gather
 
 Scores = Mapping[str, np.ndarray]
 Images = Tensor | Sequence[Tensor]

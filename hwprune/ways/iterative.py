@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hwprune.account import Facts, account
+from hwprune.account import Facts, account, add_latency
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build
 from hwprune.errors import HwpruneError
@@ -256,7 +256,7 @@ class _Steps:
         )  # fmt: skip
         report = account(facts) | {"steps": self.rows}
         if LATENCY in self.request.budgets:
-            _add_latency(report, self._pair())
+            add_latency(report, self._pair())
         return PruneResult(
             last.module, plan, kept, report, last.program, prepared.program, prepared.coupling,
             certificate, first.target, first.threads, outcome,
@@ -290,9 +290,3 @@ def compose(
                 hint="choose the units: grouped='groups' or 'offsets', group_norm='groups'",
             )
     return plan
-
-
-def _add_latency(report: dict[str, Any], pair: Pair) -> None:
-    report["dense"] |= {"latency_us": pair.dense_us, "latency_source": "device"}
-    report["pruned"] |= {"latency_us": pair.pruned_us, "latency_source": "device"}
-    report["ratio"] = pair.ratio
