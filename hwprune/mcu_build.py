@@ -103,7 +103,7 @@ def compile_mcu(
     with clock.stage("emulate"):
         run, estimate = emulate(lowered, chosen, vectors)
     report = describe(lowered, chosen, run, estimate, said)
-    _write(lowered, chosen, vectors, report, out)
+    _write(lowered, chosen, vectors, run, report, out)
     return McuResult(quantized, lowered, vectors, run, estimate, report)
 
 
@@ -178,6 +178,7 @@ def _write(
     model: CModel,
     target: Target,
     vectors: Vectors,
+    run: Run,
     report: dict[str, Any],
     out: str | PathLike[str],
 ) -> None:
@@ -187,6 +188,7 @@ def _write(
         "multiply-accumulates",
         "LATENCY": f"{report['latency_ms']:.2f} ms (model: {report['latency_model']})",
         "CALIBRATION": report["calibration"],
+        "DEFINES": " ".join(f"-D{name}" for name in run.defines),
     }
     with replace_directory(out) as staging:
         for file, text in artifact_files(model, target, vectors, facts).items():

@@ -7,7 +7,7 @@ and whether every output was that of the integer reference, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from hwprune.target import Target
 
 MAIN = "main.c"
 VECTORS = "vectors.h"
+HALVES = "HWPRUNE_HALVES"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Vectors:
 class Run:
     """What an emulated run counted: instructions of the first vector, also for every kernel.
 
-    `differing`: the outputs that were not the reference's, by position.
+    `differing`: the outputs that were not the reference's, by position. `defines`: macros that
+    the program was compiled with.
     """
 
     instructions: int
@@ -51,6 +53,7 @@ class Run:
     count: int
     elf: Elf
     differing: tuple[int, ...] = ()
+    defines: tuple[str, ...] = ()
 
     @property
     def bit_exact(self) -> bool:
@@ -109,9 +112,21 @@ def run_on_emulator(
     """
     for name, text in sources(model, vectors).items():
         (folder / name).write_text(text, encoding="utf-8")
-    defines = ("HWPRUNE_TRACE",) if trace else ()
-    elf = build_elf(target, [folder / "model.c", folder / MAIN], folder, defines)
-    return parse_run(run_elf(target, elf.path, timeout_s, accepted=(0, 1)), target, elf)
+    elf, defines = _build(target, folder, ("HWPRUNE_TRACE",) if trace else ())
+    text = run_elf(target, elf.path, timeout_s, accepted=(0, 1))
+    return replace(parse_run(text, target, elf), defines=defines)
+
+
+def _build(target: Target, folder: Path, defines: tuple[str, ...]) -> tuple[Elf, tuple[str, ...]]:
+    """The program and the macros that it needs: HALVES where GCC runs out of registers."""
+    parts = [folder / "model.c", folder / MAIN]
+    try:
+        return build_elf(target, parts, folder, defines), defines
+    except ToolchainError as error:
+        if "impossible constraint" not in str(error):
+            raise
+    defines = (*defines, HALVES)
+    return build_elf(target, parts, folder, defines), defines
 
 
 def parse_run(text: str, target: Target, elf: Elf) -> Run:

@@ -15,6 +15,7 @@ from torch import nn
 
 from examples import tiny
 from hwprune import mcu_build
+from hwprune.emulator.toolchain import find_tool
 from hwprune.errors import BudgetError, HwpruneError, LoweringError, TargetError
 from hwprune.lower.mcu.model import lower_to_c
 from hwprune.mcu_build import McuResult, compile_mcu
@@ -105,6 +106,16 @@ def test_the_header_is_for_c_plus_plus_too(built: McuResult, folder: Path, tmp_p
     names = subprocess.run(["nm", "-u", model], capture_output=True, text=True, check=True)
     undefined = {line.split()[-1] for line in names.stdout.splitlines()}
     assert undefined <= {"memcpy", "memset", "ceilf", "floorf", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def test_it_compiles_as_projects_compile_it(built: McuResult, folder: Path) -> None:
+    target = load_target("cortex-m4")
+    assert target.mcu is not None
+    for options in (["-O3"], ["-Os"], ["-O0"], ["-Og", "-DHWPRUNE_HALVES"]):
+        command = [find_tool(target, "gcc"), *target.mcu.flags, *options, "-std=c11", "-Wall"]
+        command += ["-Wextra", "-Werror", "-c", str(folder / "model.c"), "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (options, done.stderr)
 
 
 class Small(nn.Module):

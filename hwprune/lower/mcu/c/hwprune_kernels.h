@@ -262,14 +262,12 @@ HWPRUNE_INLINE int32_t hwprune_quantize(float x, float scale, int32_t zero_point
   return hwprune_clamp((int32_t)near + zero_point, -128, 127);
 }
 
-/* Step `s` of two channels by four columns: a pair of inputs each. It names 13 registers of 14; a
-   compiler that cannot do that needs -DHWPRUNE_HALVES, which costs a few per cent.
+/* Step `s` of two channels by four columns: a pair of inputs each.
    w: (a0 b0 a1 b1) of channels a and b. x: the pairs of four columns. acc: four of a, four of b. */
-HWPRUNE_INLINE void hwprune_dot_2x4(
+HWPRUNE_INLINE void hwprune_halves_2x4(
     int32_t *acc, const int8_t *w, const int16_t *x, const int32_t s) {
 #if HWPRUNE_DSP
   int32_t odd = hwprune_load32(w + 4 * s), even, x0, x1;
-#ifdef HWPRUNE_HALVES
   HWPRUNE_ASM(
       "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "sxtb16 %[even], %[odd]\n\t"
@@ -291,6 +289,21 @@ HWPRUNE_INLINE void hwprune_dot_2x4(
         [b3] "+r"(acc[7])
       : [even] "r"(even), [odd] "r"(odd), [x] "r"(x), [p] "i"(16 * s + 8));
 #else
+  w += 4 * s;
+  x += 8 * s;
+  for (int32_t c = 0; c < 4; ++c) {
+    acc[c] += w[0] * x[2 * c] + w[2] * x[2 * c + 1];
+    acc[4 + c] += w[1] * x[2 * c] + w[3] * x[2 * c + 1];
+  }
+#endif
+}
+
+/* The same in one statement. It names 13 registers of 14: for inner loops only. A compiler that has
+   not got them there either needs -DHWPRUNE_HALVES, which costs a few per cent. */
+HWPRUNE_INLINE void hwprune_dot_2x4(
+    int32_t *acc, const int8_t *w, const int16_t *x, const int32_t s) {
+#if HWPRUNE_DSP && !defined(HWPRUNE_HALVES)
+  int32_t odd = hwprune_load32(w + 4 * s), even, x0, x1;
   HWPRUNE_ASM(
       "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "sxtb16 %[even], %[odd]\n\t"
@@ -308,14 +321,8 @@ HWPRUNE_INLINE void hwprune_dot_2x4(
         [a1] "+r"(acc[1]), [a2] "+r"(acc[2]), [a3] "+r"(acc[3]), [b0] "+r"(acc[4]),
         [b1] "+r"(acc[5]), [b2] "+r"(acc[6]), [b3] "+r"(acc[7])
       : [x] "r"(x), [p] "i"(16 * s), [q] "i"(16 * s + 8));
-#endif
 #else
-  w += 4 * s;
-  x += 8 * s;
-  for (int32_t c = 0; c < 4; ++c) {
-    acc[c] += w[0] * x[2 * c] + w[2] * x[2 * c + 1];
-    acc[4 + c] += w[1] * x[2 * c] + w[3] * x[2 * c + 1];
-  }
+  hwprune_halves_2x4(acc, w, x, s);
 #endif
 }
 
