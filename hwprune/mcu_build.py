@@ -1,7 +1,7 @@
-"""A network for a microcontroller: capture, prune, quantize, lower to C, run on the emulated board.
+"""A network for a microcontroller: capture, prune, quantize, lower to C, run on an emulator.
 
-In: a model and a target of kind "mcu". Out: `McuResult`, and the artifact's folder. Instructions are
-counted by the emulator; cycles and milliseconds come from a model of the core and say so.
+In: a model and a target of kind "mcu". Out: `McuResult`, and the artifact's folder. Instructions
+are counted by the emulator; cycles and milliseconds come from a model of the core and say so.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compile_mcu(
 
     Args:
         calibrate: unlabelled inputs, (N, …); without, random ones, which the report says.
-        budgets: `macs`, `params`, `threshold` or `plan` of `hwprune.prune`; none leaves the network.
+        budgets: `macs`, `params`, `threshold` or `plan` of `hwprune.prune`, or none.
         pruning: other arguments of `hwprune.prune`.
         config: how to quantize.
 
@@ -103,7 +103,7 @@ def compile_mcu(
     with clock.stage("emulate"):
         run, estimate = emulate(lowered, chosen, vectors)
     report = describe(lowered, chosen, run, estimate, said)
-    _write(lowered, chosen, vectors, report, out)
+    _write(lowered, chosen, vectors, run, report, out)
     return McuResult(quantized, lowered, vectors, run, estimate, report)
 
 
@@ -178,6 +178,7 @@ def _write(
     model: CModel,
     target: Target,
     vectors: Vectors,
+    run: Run,
     report: dict[str, Any],
     out: str | PathLike[str],
 ) -> None:
@@ -187,6 +188,7 @@ def _write(
         "multiply-accumulates",
         "LATENCY": f"{report['latency_ms']:.2f} ms (model: {report['latency_model']})",
         "CALIBRATION": report["calibration"],
+        "DEFINES": " ".join(f"-D{name}" for name in run.defines),
     }
     with replace_directory(out) as staging:
         for file, text in artifact_files(model, target, vectors, facts).items():

@@ -1,4 +1,4 @@
-"""`hwprune compile` for microcontrollers: the command's options, the library's call, what came out."""
+"""`hwprune compile` for microcontrollers: options, the library's call, what came out."""
 
 from __future__ import annotations
 

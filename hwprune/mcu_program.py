@@ -1,13 +1,13 @@
 """A network in C as a program that tests itself: its sources, and a run on the emulated board.
 
-In: a `CModel` and test vectors. Out: files, or a `Run` with counts of instructions for every kernel and
-whether every output was that of the integer reference, bit for bit.
+In: a `CModel` and test vectors. Out: files, or a `Run` with counts of instructions for every kernel
+and whether every output was that of the integer reference, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from hwprune.target import Target
 
 MAIN = "main.c"
 VECTORS = "vectors.h"
+HALVES = "HWPRUNE_HALVES"
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,19 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Run:
-    """What an emulated run counted: instructions of the first vector, also for every kernel."""
+    """What an emulated run counted: instructions of the first vector, also for every kernel.
+
+    `differing`: the outputs that were not the reference's, by position. `defines`: macros that
+    the program was compiled with.
+    """
 
     instructions: int
     by_call: tuple[int, ...]
     matching: int
     count: int
     elf: Elf
+    differing: tuple[int, ...] = ()
+    defines: tuple[str, ...] = ()
 
     @property
     def bit_exact(self) -> bool:
@@ -98,33 +105,47 @@ def run_on_emulator(
     trace: bool = False,
     timeout_s: float = 300.0,
 ) -> Run:
-    """Build and run in `folder`; `trace` counts every kernel, which itself takes a few instructions.
+    """Build and run in `folder`; `trace` counts every kernel and takes a few instructions for it.
 
     Raises ToolchainError for a missing compiler or emulator or an emulator that does not end,
     BudgetError where the program does not fit the device.
     """
     for name, text in sources(model, vectors).items():
         (folder / name).write_text(text, encoding="utf-8")
-    defines = ("HWPRUNE_TRACE",) if trace else ()
-    elf = build_elf(target, [folder / "model.c", folder / MAIN], folder, defines)
-    return parse_run(run_elf(target, elf.path, timeout_s, accepted=(0, 1)), target, elf)
+    elf, defines = _build(target, folder, ("HWPRUNE_TRACE",) if trace else ())
+    text = run_elf(target, elf.path, timeout_s, accepted=(0, 1))
+    return replace(parse_run(text, target, elf), defines=defines)
+
+
+def _build(target: Target, folder: Path, defines: tuple[str, ...]) -> tuple[Elf, tuple[str, ...]]:
+    """The program and the macros that it needs: HALVES where GCC runs out of registers."""
+    parts = [folder / "model.c", folder / MAIN]
+    try:
+        return build_elf(target, parts, folder, defines), defines
+    except ToolchainError as error:
+        if "impossible constraint" not in str(error):
+            raise
+    defines = (*defines, HALVES)
+    return build_elf(target, parts, folder, defines), defines
 
 
 def parse_run(text: str, target: Target, elf: Elf) -> Run:
     """A run from what the program printed. Raises ToolchainError for anything else."""
-    total, match, ticks = None, None, {}
+    total, match, ticks, differing = None, None, {}, set()
     for line in text.splitlines():
         parts = line.split()
         if parts[:1] == ["kernel"]:
             ticks[int(parts[1])] = int(parts[3])
         elif parts[:1] == ["model"]:
             total = int(parts[2])
+        elif parts[:1] == ["differs"]:
+            differing.add(int(parts[1]))
         elif parts[:1] == ["equal"]:
             match = int(parts[1]), int(parts[3])
     if total is None or match is None:
         raise ToolchainError(f"the program on the emulated board said {text[:80]!r}")
     by_call = tuple(instructions(target, ticks[i]) for i in sorted(ticks))
-    return Run(instructions(target, total), by_call, *match, elf)
+    return Run(instructions(target, total), by_call, *match, elf, tuple(sorted(differing)))
 
 
 def _vectors_text(model: CModel, vectors: Vectors) -> str:
@@ -163,8 +184,9 @@ def _main_text(model: CModel) -> str:
     ]
     arguments = [f"vector_{p}[i]" for p in inputs.values()]
     arguments += [f"made_{p}" for p in outputs.values()]
-    equal = " && ".join(
-        f"memcmp(made_{p}, vector_{p}[i], sizeof made_{p}) == 0" for p in outputs.values()
+    equal = "\n".join(
+        f"  same &= memcmp(made_{p}, vector_{p}[i], sizeof made_{p}) == 0 || differs({k});"
+        for k, p in enumerate(outputs.values())
     )
     return _MAIN.format(
         made="\n".join(made), arguments=", ".join(arguments), equal=equal, calls=len(model.calls)
@@ -191,11 +213,20 @@ static void run(int i) {{
   hwprune_model_run({arguments});
 }}
 
+static int differs(int output);
+
 static int equal(int i) {{
-  return {equal};
+  int same = 1;
+{equal}
+  return same;
 }}
 
 #ifdef HWPRUNE_HOST
+static int differs(int output) {{
+  printf("differs %d\\n", output);
+  return 0;
+}}
+
 int main(void) {{
   int same = 0;
   for (int i = 0; i < VECTORS; ++i) {{
@@ -206,6 +237,13 @@ int main(void) {{
   return same == VECTORS ? 0 : 1;
 }}
 #else
+static int differs(int output) {{
+  hwprune_print("differs ");
+  hwprune_print_number((uint64_t)output);
+  hwprune_print("\\n");
+  return 0;
+}}
+
 #ifdef HWPRUNE_TRACE
 static uint64_t ticks[{calls}];
 void hwprune_after(int call);
@@ -238,12 +276,13 @@ int main(void) {{
 #endif
   hwprune_print("model ticks ");
   hwprune_print_number(total);
+  hwprune_print("\\n");
   int same = equal(0);
   for (int i = 1; i < VECTORS; ++i) {{
     run(i);
     same += equal(i);
   }}
-  hwprune_print("\\nequal ");
+  hwprune_print("equal ");
   hwprune_print_number((uint64_t)same);
   hwprune_print(" of ");
   hwprune_print_number(VECTORS);

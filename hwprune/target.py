@@ -75,6 +75,9 @@ class Mcu:
     machine: str
     flash_origin: int
     sram_origin: int
+    flash_bytes: int
+    sram_bytes: int
+    clock_hz: float
 
 
 @dataclass(frozen=True)
@@ -247,18 +250,22 @@ def _build(raw: Mapping[str, Any]) -> Target:
         channel_alignment=raw.get("alignment", {}).get("channels", 1),
         toolchain=raw.get("toolchain", {}).get("compiler", ""),
         runner=raw.get("runner", {}).get("kind", "local"),
-        mcu=_build_mcu(raw["mcu"]) if "mcu" in raw else None,
+        mcu=_build_mcu(raw) if raw["kind"] == "mcu" else None,
     )
 
 
 def _build_mcu(raw: Mapping[str, Any]) -> Mcu:
+    mcu, memory = raw["mcu"], raw["memory"]
     return Mcu(
-        core=raw["core"],
-        prefix=raw["prefix"],
-        flags=tuple(raw["flags"]),
-        machine=raw.get("machine", ""),
-        flash_origin=raw.get("flash_origin", 0),
-        sram_origin=raw.get("sram_origin", 0x20000000),
+        core=mcu["core"],
+        prefix=mcu["prefix"],
+        flags=tuple(mcu["flags"]),
+        machine=mcu.get("machine", ""),
+        flash_origin=mcu.get("flash_origin", 0),
+        sram_origin=mcu.get("sram_origin", 0x20000000),
+        flash_bytes=memory["flash_bytes"],
+        sram_bytes=memory["sram_bytes"],
+        clock_hz=raw["cores"]["clock_hz"],
     )
 
 

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Install the Debian packages that hwprune uses, where that is allowed; say which are missing.
 set -u
-needed="g++ dataset-fashion-mnist tuxpaint-stamps-default"
+needed="g++ dataset-fashion-mnist tuxpaint-stamps-default llvm
+    g++-aarch64-linux-gnu qemu-user-static
+    gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 missing=""
 for package in $needed; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "install ok" || missing="$missing $package"
@@ -13,7 +15,7 @@ if [ "$(id -u)" = 0 ]; then become=""; elif sudo -n true 2>/dev/null; then becom
 fi
 $become apt-get update -qq >/dev/null 2>&1
 for package in $missing; do
-    DEBIAN_FRONTEND=noninteractive $become apt-get install -y -qq "$package" >/dev/null 2>&1 ||
+    DEBIAN_FRONTEND=noninteractive $become apt-get install -y -qq --no-install-recommends "$package" >/dev/null 2>&1 ||
         echo "Could not install the Debian package $package"
 done
 exit 0

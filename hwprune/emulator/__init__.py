@@ -1,1 +1,1 @@
-"""Bare programs for microcontrollers: cross-compiled, linked, run and counted on emulated boards."""
+"""Bare programs for microcontrollers: cross-compiled, linked, run, counted on emulated boards."""

@@ -1,7 +1,7 @@
 """A bare program: C sources -> ELF, its sizes, and a run of it on the emulated board.
 
-QEMU runs with `-icount`: every instruction takes 2^SHIFT ns of virtual time, which SysTick counts, so
-counts of instructions are repeatable to the instruction.
+QEMU runs with `-icount`: every instruction takes 2^SHIFT ns of virtual time, which SysTick counts,
+so counts of instructions are repeatable to the instruction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from hwprune.errors import BudgetError, ToolchainError
 from hwprune.target import Target
 
 SHIFT = 6  # 64 ns an instruction: more than a tick on every board, so none is lost between ticks
-CFLAGS = ("-std=c11", "-O2", "-ffunction-sections", "-fdata-sections", "-Wall", "-Wextra", "-Werror")
+CFLAGS = (
+    "-std=c11",
+    "-O2",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 QUIET = (
     *("-display", "none", "-serial", "none", "-monitor", "none"),
     *("-chardev", "stdio,id=console"),
@@ -54,13 +62,12 @@ def build_elf(
     ToolchainError for a missing compiler or what it complains of.
     """
     board, mcu = board_of(target), mcu_of(target)
-    assert target.flash_bytes and target.sram_bytes
     script, path = folder / "emulator.ld", folder / "program.elf"
     text = linker_script(
         board.code.origin,
-        min(target.flash_bytes, board.code.size),
+        min(mcu.flash_bytes, board.code.size),
         board.data.origin,
-        min(target.sram_bytes, board.data.size),
+        min(mcu.sram_bytes, board.data.size),
         board.extra,
     )
     script.write_text(text, encoding="utf-8")

@@ -37,22 +37,19 @@ def artifact_files(model: CModel, target: Target, vectors: Vectors, facts: Any) 
 
 def _device_script(target: Target) -> str:
     mcu = mcu_of(target)
-    assert target.flash_bytes and target.sram_bytes
-    return linker_script(
-        mcu.flash_origin, target.flash_bytes, mcu.sram_origin, target.sram_bytes
-    )
+    return linker_script(mcu.flash_origin, mcu.flash_bytes, mcu.sram_origin, mcu.sram_bytes)
 
 
 def _emulator_script(target: Target) -> str:
-    board = BOARDS.get(mcu_of(target).machine)
+    mcu = mcu_of(target)
+    board = BOARDS.get(mcu.machine)
     if board is None:
         return ""
-    assert target.flash_bytes and target.sram_bytes
     return linker_script(
         board.code.origin,
-        min(target.flash_bytes, board.code.size),
+        min(mcu.flash_bytes, board.code.size),
         board.data.origin,
-        min(target.sram_bytes, board.data.size),
+        min(mcu.sram_bytes, board.data.size),
         board.extra,
     )
 

@@ -1,4 +1,4 @@
-"""int8 convolutions on cores with dual multiply-accumulate: four positions widened, then multiplied.
+"""int8 convolutions with dual multiply-accumulate: four positions widened, then multiplied.
 
 The inputs of four output positions are sign-extended into a scratch buffer once and used for every
 output channel (as in CMSIS-NN, Lai et al., arXiv:1801.06601, which does so for two). Padding is
@@ -35,7 +35,7 @@ from hwprune.quantize.graph import Conv2d, IntegerTensor
 def conv(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
     """A convolution of any stride, padding, dilation and number of groups."""
     bias, bound = folded_bias(op, op.weight, x.zero_point)
-    shape = _Shape.of(op, x, y)
+    shape = Shape.of(op, x, y)
     tile = matmul.WIDE if shape.positions >= matmul.WIDE.columns else matmul.TALL
     weights = np.concatenate([matmul.pack(w, tile) for w in shape.ordered(op.weight, tile)])
     scaling = scaling_of(op, y.zero_point, bound)
@@ -64,7 +64,9 @@ def conv(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
+    """The integers of a convolution."""
+
     height: int
     width: int
     depth: int  # channels in of a group
@@ -78,9 +80,10 @@ class _Shape:
     dilation: tuple[int, int]
 
     @staticmethod
-    def of(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> _Shape:
+    def of(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> Shape:
+        """Those of an operator, its input and its output."""
         outputs, kh, kw, depth = op.weight.shape
-        return _Shape(
+        return Shape(
             height=x.shape[1],
             width=x.shape[2],
             depth=depth,
@@ -127,7 +130,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Body:
-    shape: _Shape
+    shape: Shape
     tile: matmul.Tile
     scaling: Scaling
     depth: int

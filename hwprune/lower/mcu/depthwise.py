@@ -1,8 +1,8 @@
 """int8 depthwise convolution on cores with dual multiply-accumulate: a channel at a time.
 
-A channel's plane is widened into a scratch buffer, with its border of zero points; then its taps are
-few enough to stay in registers. A channel is read whole before it is written, so the output may lie
-where the input does (as in MCUNet's TinyEngine, Lin et al., arXiv:2007.10319).
+A channel's plane is widened into a scratch buffer, with its border of zero points; then its taps
+are few enough to stay in registers. A channel is read whole before it is written, so the output may
+lie where the input does (as in MCUNet's TinyEngine, Lin et al., arXiv:2007.10319).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from hwprune.lower.mcu.emit import (
 )
 from hwprune.lower.mcu.scaling import Scaling, folded_bias, scaling_of
 from hwprune.quantize.graph import Conv2d, IntegerTensor
+
+OFFSET = 512  # int16: what a load of two words can add to an address
 
 
 def is_depthwise(op: Conv2d) -> bool:
@@ -139,10 +141,15 @@ class _Body:
                 self._row(channel, row, taps, bias, constants)
 
     @property
-    def _doubled(self) -> bool:
-        """Whether two neighbouring outputs are made together."""
+    def _threes(self) -> bool:
+        """Whether rows of three taps begin at whole words: at even columns of the plane.
+
+        With a stride of 1 two neighbouring outputs are made together; a last one is at an even
+        column.
+        """
         op = self.op
-        return op.weight.shape[2] == 3 and op.stride[1] == 1 and op.dilation[1] == 1
+        even = op.stride[1] == 1 or op.stride[1] % 2 == 0
+        return op.weight.shape[2] == 3 and op.dilation[1] == 1 and even
 
     def _taps(self, channel: Expr) -> list[list[Expr]]:
         """Variables with the taps of every row: pairs, or (w0, w1) and (w1, w2)."""
@@ -154,7 +161,7 @@ class _Body:
         if self.op.dilation[1] > 1:
             starts, width = range(kw), 1
         else:
-            starts, width = (range(2) if self._doubled else range(0, kw, 2)), 2
+            starts, width = (range(2) if self._threes else range(0, kw, 2)), 2
         return [
             [
                 bind(call("pair", tap(i, j), tap(i, j + 1)) if width == 2 else tap(i, j))
@@ -175,14 +182,13 @@ class _Body:
             T.buffer_store(y, value, [out + column * self.channels])
 
         single = width
-        if self._doubled and width > 1:
+        if self._threes and self.op.stride[1] == 1 and width > 1:
             with loop(width // 2) as pair:
                 acc = emit.accumulators(2)
                 for c in range(2):
                     T.buffer_store(acc, bias, [c])
                 for i, (first, last) in enumerate(taps):
-                    x = start + i * self.op.dilation[0] * self.plane.pitch + pair * 2
-                    run("row3x2", at(acc, 0), at(self.buffers["s"], x), first, last)
+                    self._row3("row3x2", acc, start + pair * 2, i, first, last)
                 for c in range(2):
                     store(pair * 2 + c, acc[c])
             single = width % 2
@@ -194,16 +200,24 @@ class _Body:
                 self._single(acc, start + column * self.op.stride[1], taps)
                 store(column, acc[0])
 
+    def _row3(self, function: str, acc: Buffer, x: Expr, i: int, first: Expr, last: Expr) -> None:
+        """Row i of three taps; its distance is part of the load where it fits."""
+        offset = i * self.op.dilation[0] * self.plane.pitch
+        if offset >= OFFSET:
+            x, offset = x + offset, 0
+        run(function, at(acc, 0), at(self.buffers["s"], x), i32(offset), first, last)
+
     def _single(self, acc: Buffer, start: Expr, taps: list[list[Expr]]) -> None:
         """One output."""
         s, (dy, dx) = self.buffers["s"], self.op.dilation
         for i, row in enumerate(taps):
+            x = start + i * dy * self.plane.pitch
+            if self._threes:
+                self._row3("row3", acc, start, i, *row)
+                continue
             for j, weights in enumerate(row):
-                x = start + i * dy * self.plane.pitch
                 if dx > 1:
                     value = acc[0] + i32(s[x + j * dx]) * weights
-                elif self._doubled and j == 1:
-                    value = acc[0] + i32(s[x + 2]) * call("high", weights)
                 else:
                     pair = call("load32", at(s, x + 2 * j))
                     value = call("smlad", pair, weights, acc[0])

@@ -1,4 +1,4 @@
-"""Operators on single values: sums, products, tables, rescaling, and the way to and from float32."""
+"""Operators on single values: sums, products, tables, rescaling, the way to and from float32."""
 
 from __future__ import annotations
 

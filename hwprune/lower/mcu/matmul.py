@@ -23,6 +23,7 @@ class Tile:
     """A register tile: channels by columns, and the inputs of a step."""
 
     function: str
+    partial: str  # needs fewer registers: beside a loop, and where some channels are padding
     channels: int
     columns: int
     inputs: int  # elements of each column that a step reads
@@ -42,8 +43,8 @@ class Tile:
         return -(-inputs // self.inputs) * self.inputs
 
 
-WIDE = Tile("dot_2x4", 2, 4, 2)
-TALL = Tile("dot_4x1", 4, 1, 4)
+WIDE = Tile("dot_2x4", "halves_2x4", 2, 4, 2)
+TALL = Tile("dot_4x1", "dot_4x1", 4, 1, 4)
 
 
 def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
@@ -91,7 +92,9 @@ def emit_product(
             bias = bind(buffers["cb"][channel + min(j, channels - 1)])
             for c in range(tile.columns):
                 T.buffer_store(acc, bias, [j * tile.columns + c])
-        _steps(tile, depth, buffers, acc, x, group * size + index * tile.channels * depth)
+        weights = group * size + index * tile.channels * depth
+        function = tile.function if channels == tile.channels else tile.partial
+        _steps(tile, function, depth, buffers, acc, x, weights)
         for j in range(channels):
             constants = scaling.channel(buffers, channel + j)
             for c in range(tile.columns):
@@ -106,20 +109,26 @@ def emit_product(
 
 
 def _steps(
-    tile: Tile, depth: int, buffers: dict[str, Buffer], acc: Buffer, x: Expr, weights: Expr
+    tile: Tile,
+    function: str,
+    depth: int,
+    buffers: dict[str, Buffer],
+    acc: Buffer,
+    x: Expr,
+    weights: Expr,
 ) -> None:
     steps = depth // tile.inputs
     unroll = UNROLL if steps % (2 * UNROLL) else 2 * UNROLL
     loops, rest = divmod(steps, unroll)
 
-    def unrolled(done: Expr, count: int) -> None:
+    def unrolled(function: str, done: Expr, count: int) -> None:
         w = at(buffers["cw"], weights + done * tile.step_weights)
         inputs = at(buffers["s"], x + done * tile.step_inputs)
         for step in range(count):
-            run(tile.function, at(acc, 0), w, inputs, i32(step))
+            run(function, at(acc, 0), w, inputs, i32(step))
 
     if loops:
         with loop(loops) as k:
-            unrolled(k * unroll, unroll)
+            unrolled(function, k * unroll, unroll)
     if rest:
-        unrolled(loops * unroll, rest)
+        unrolled(tile.partial if loops else function, loops * unroll, rest)

@@ -1,9 +1,9 @@
 """The memory plan of a network on a microcontroller: one arena, its peak and who makes it.
 
-In: values with their sizes and lifetimes, kernels' scratch among them. Out: offsets. Every plan is the
-best of several orders of placing (by size: Pisarchyk and Lee, 2020; by time; by area), of whole blocks
-reused (TVM's StaticPlanBlockMemory), and of a search among orders that ends where no plan can be
-smaller.
+In: values with their sizes and lifetimes, kernels' scratch among them. Out: offsets. Every plan is
+the best of several orders of placing (by size: Pisarchyk and Lee, 2020; by time; by area), of whole
+blocks reused (TVM's StaticPlanBlockMemory), and of a search among orders that ends where no plan
+can be smaller.
 """
 
 from __future__ import annotations

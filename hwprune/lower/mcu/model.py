@@ -76,8 +76,8 @@ class CModel:
 def lower_to_c(graph: IntegerGraph, target: Target) -> CModel:
     """Lower a network.
 
-    Raises LoweringError for operators without a kernel, BudgetError where the arena or the constants
-    alone exceed the device's memory.
+    Raises LoweringError for operators without a kernel, BudgetError where the arena or the
+    constants alone exceed the device's memory.
     """
     kernels: list[CKernel | None] = []
     for i, op in enumerate(graph.operators):
@@ -124,9 +124,7 @@ class _Writer:
 
     def source(self) -> str:
         calls = [self._call(i, k) for i, k in enumerate(self.kernels) if k is not None]
-        functions = "\n".join(
-            text.replace(_NAME, name) for text, name in self.functions.items()
-        )
+        functions = "\n".join(text.replace(_NAME, name) for text, name in self.functions.items())
         arrays = "\n".join(_array(array, name) for array, name in self.arrays.values())
         arena = self.storage.memory.size_bytes
         arena_text = f"static HWPRUNE_ALIGNED int8_t arena[{arena}];\n" if arena else ""
@@ -180,7 +178,8 @@ class _Writer:
                 arguments.append(self._pointer(op.output, const=False))
             elif argument.name == "s":
                 offset = self.storage.memory.offsets[scratch_name(index)]
-                arguments.append(f"(int16_t *)(void *)(arena + {offset})")
+                kind = C_TYPES[argument.dtype]
+                arguments.append(f"({kind} *)(void *)(arena + {offset})")
             elif argument.name.startswith("x"):
                 arguments.append(self._pointer(next(inputs), const=True))
             else:
@@ -211,7 +210,9 @@ def pointers(names: Sequence[str], kind: str) -> dict[str, str]:
 def array_text(array: np.ndarray) -> str:
     """The numbers of an array in C."""
     # -2147483648 is no literal of C: its minus is applied to a number that does not fit.
-    numbers = [str(n) if n != -(1 << 31) else "(-2147483647 - 1)" for n in array.reshape(-1).tolist()]
+    numbers = [
+        str(n) if n != -(1 << 31) else "(-2147483647 - 1)" for n in array.reshape(-1).tolist()
+    ]
     lines = [", ".join(numbers[i : i + _COLUMNS]) for i in range(0, len(numbers), _COLUMNS)]
     return ",\n    ".join(lines)
 
@@ -219,8 +220,7 @@ def array_text(array: np.ndarray) -> str:
 def _array(array: np.ndarray, name: str) -> str:
     kind = C_TYPES[str(array.dtype)]
     return (
-        f"static HWPRUNE_ALIGNED const {kind} {name}[{array.size}] = {{\n"
-        f"    {array_text(array)}}};"
+        f"static HWPRUNE_ALIGNED const {kind} {name}[{array.size}] = {{\n    {array_text(array)}}};"
     )
 
 

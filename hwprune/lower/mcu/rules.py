@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hwprune.errors import LoweringError
-from hwprune.lower.mcu import conv, depthwise, elementwise, move, plain, pool
+from hwprune.lower.mcu import conv, depthwise, elementwise, helium, move, plain, pool
 from hwprune.lower.mcu.emit import CKernel
 from hwprune.lower.mcu.linear import as_convolution
 from hwprune.quantize import graph as ops
@@ -60,4 +60,6 @@ def _conv(op: ops.Conv2d, x: IntegerTensor, y: IntegerTensor, isa: Sequence[str]
         return plain.conv(op, x, y)
     if depthwise.is_depthwise(op):
         return depthwise.depthwise(op, x, y)
+    if "mve" in isa:
+        return helium.conv(op, x, y)
     return conv.conv(op, x, y)

@@ -1,4 +1,4 @@
-"""From int32 accumulators to int8: requantization as the kernels carry it out, with its constants."""
+"""From int32 accumulators to int8: requantization as the kernels carry it out."""
 
 from __future__ import annotations
 

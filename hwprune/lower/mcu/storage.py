@@ -1,7 +1,7 @@
 """Which values of a network share memory: other shapes of one, and results in place of an input.
 
-In: an `IntegerGraph` and its kernels. Out: the lifetimes that the memory plan places, and where every
-tensor lies.
+In: an `IntegerGraph` and its kernels. Out: the lifetimes that the memory plan places, and where
+every tensor lies.
 """
 
 from __future__ import annotations

@@ -262,14 +262,12 @@ HWPRUNE_INLINE int32_t hwprune_quantize(float x, float scale, int32_t zero_point
   return hwprune_clamp((int32_t)near + zero_point, -128, 127);
 }
 
-/* Step `s` of two channels by four columns: a pair of inputs each. It names 13 registers of 14; a
-   compiler that cannot do that needs -DHWPRUNE_HALVES, which costs a few per cent.
+/* Step `s` of two channels by four columns: a pair of inputs each.
    w: (a0 b0 a1 b1) of channels a and b. x: the pairs of four columns. acc: four of a, four of b. */
-HWPRUNE_INLINE void hwprune_dot_2x4(
+HWPRUNE_INLINE void hwprune_halves_2x4(
     int32_t *acc, const int8_t *w, const int16_t *x, const int32_t s) {
 #if HWPRUNE_DSP
   int32_t odd = hwprune_load32(w + 4 * s), even, x0, x1;
-#ifdef HWPRUNE_HALVES
   HWPRUNE_ASM(
       "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "sxtb16 %[even], %[odd]\n\t"
@@ -291,6 +289,21 @@ HWPRUNE_INLINE void hwprune_dot_2x4(
         [b3] "+r"(acc[7])
       : [even] "r"(even), [odd] "r"(odd), [x] "r"(x), [p] "i"(16 * s + 8));
 #else
+  w += 4 * s;
+  x += 8 * s;
+  for (int32_t c = 0; c < 4; ++c) {
+    acc[c] += w[0] * x[2 * c] + w[2] * x[2 * c + 1];
+    acc[4 + c] += w[1] * x[2 * c] + w[3] * x[2 * c + 1];
+  }
+#endif
+}
+
+/* The same in one statement. It names 13 registers of 14: for inner loops only. A compiler that has
+   not got them there either needs -DHWPRUNE_HALVES, which costs a few per cent. */
+HWPRUNE_INLINE void hwprune_dot_2x4(
+    int32_t *acc, const int8_t *w, const int16_t *x, const int32_t s) {
+#if HWPRUNE_DSP && !defined(HWPRUNE_HALVES)
+  int32_t odd = hwprune_load32(w + 4 * s), even, x0, x1;
   HWPRUNE_ASM(
       "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "sxtb16 %[even], %[odd]\n\t"
@@ -308,14 +321,8 @@ HWPRUNE_INLINE void hwprune_dot_2x4(
         [a1] "+r"(acc[1]), [a2] "+r"(acc[2]), [a3] "+r"(acc[3]), [b0] "+r"(acc[4]),
         [b1] "+r"(acc[5]), [b2] "+r"(acc[6]), [b3] "+r"(acc[7])
       : [x] "r"(x), [p] "i"(16 * s), [q] "i"(16 * s + 8));
-#endif
 #else
-  w += 4 * s;
-  x += 8 * s;
-  for (int32_t c = 0; c < 4; ++c) {
-    acc[c] += w[0] * x[2 * c] + w[2] * x[2 * c + 1];
-    acc[4 + c] += w[1] * x[2 * c] + w[3] * x[2 * c + 1];
-  }
+  hwprune_halves_2x4(acc, w, x, s);
 #endif
 }
 
@@ -359,23 +366,116 @@ HWPRUNE_INLINE void hwprune_dot_4x1(
 }
 
 /* A row of three taps for two neighbouring outputs.
-   x: four values, aligned to four bytes. first: (w0, w1). last: (w1, w2). */
+   x + offset: four values, aligned to four bytes; offset < 512. first: (w0, w1). last: (w1, w2). */
 HWPRUNE_INLINE void hwprune_row3x2(
-    int32_t *acc, const int16_t *x, int32_t first, int32_t last) {
+    int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
 #if HWPRUNE_DSP
   int32_t x0, x1;
   HWPRUNE_ASM(
-      "ldrd %[x0], %[x1], %[x]\n\t"
+      "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
       "smlad %[a], %[x0], %[first], %[a]\n\t"
       "smlatb %[b], %[x0], %[first], %[b]\n\t"
       "smlabt %[a], %[x1], %[last], %[a]\n\t"
       "smlad %[b], %[x1], %[last], %[b]"
       : [x0] "=&r"(x0), [x1] "=&r"(x1), [a] "+r"(acc[0]), [b] "+r"(acc[1])
-      : [x] "Q"(*(const int16_t(*)[4])x), [first] "r"(first), [last] "r"(last));
+      : [x] "r"(x), [p] "i"(2 * offset), [first] "r"(first), [last] "r"(last));
 #else
+  x += offset;
   const int32_t w0 = hwprune_low(first), w1 = hwprune_low(last), w2 = hwprune_high(last);
   acc[0] += x[0] * w0 + x[1] * w1 + x[2] * w2;
   acc[1] += x[1] * w0 + x[2] * w1 + x[3] * w2;
+#endif
+}
+
+/* The same for one output: three values and one more, aligned to four bytes. */
+HWPRUNE_INLINE void hwprune_row3(
+    int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
+#if HWPRUNE_DSP
+  int32_t x0, x1;
+  HWPRUNE_ASM(
+      "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
+      "smlad %[a], %[x0], %[first], %[a]\n\t"
+      "smlabt %[a], %[x1], %[last], %[a]"
+      : [x0] "=&r"(x0), [x1] "=&r"(x1), [a] "+r"(acc[0])
+      : [x] "r"(x), [p] "i"(2 * offset), [first] "r"(first), [last] "r"(last));
+#else
+  x += offset;
+  acc[0] += x[0] * hwprune_low(first) + x[1] * hwprune_low(last) + x[2] * hwprune_high(last);
+#endif
+}
+
+/* Copy n bytes. */
+HWPRUNE_INLINE void hwprune_copy(int8_t *to, const int8_t *from, int32_t n) {
+#if HWPRUNE_MVE
+  for (; n > 0; n -= 16, to += 16, from += 16) {
+    const mve_pred16_t some = vctp8q((uint32_t)n);
+    vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
+  }
+#else
+  memcpy(to, from, (size_t)n);
+#endif
+}
+
+/* Set n bytes. */
+HWPRUNE_INLINE void hwprune_set(int8_t *to, int32_t value, int32_t n) {
+#if HWPRUNE_MVE
+  for (; n > 0; n -= 16, to += 16) {
+    vstrbq_p_s8(to, vdupq_n_s8((int8_t)value), vctp8q((uint32_t)n));
+  }
+#else
+  memset(to, value, (size_t)n);
+#endif
+}
+
+/* One channel by four columns of `depth` inputs each, a multiple of 16. */
+HWPRUNE_INLINE void hwprune_dot_1x4(
+    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
+#if HWPRUNE_MVE
+  int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
+  const int8_t *const end = w + depth;
+  for (; w < end; w += 16, x += 16) {
+    const int8x16_t v = vldrbq_s8(w);
+    a = vmladavaq_s8(a, v, vldrbq_s8(x));
+    b = vmladavaq_s8(b, v, vldrbq_s8(x + depth));
+    c = vmladavaq_s8(c, v, vldrbq_s8(x + 2 * depth));
+    d = vmladavaq_s8(d, v, vldrbq_s8(x + 3 * depth));
+  }
+  acc[0] = a;
+  acc[1] = b;
+  acc[2] = c;
+  acc[3] = d;
+#else
+  for (int32_t j = 0; j < 4; ++j) {
+    for (int32_t k = 0; k < depth; ++k) {
+      acc[j] += w[k] * x[j * depth + k];
+    }
+  }
+#endif
+}
+
+/* Four channels, `depth` apart, by one column. */
+HWPRUNE_INLINE void hwprune_dot_rows(
+    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
+#if HWPRUNE_MVE
+  int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
+  const int8_t *const end = x + depth;
+  for (; x < end; w += 16, x += 16) {
+    const int8x16_t v = vldrbq_s8(x);
+    a = vmladavaq_s8(a, v, vldrbq_s8(w));
+    b = vmladavaq_s8(b, v, vldrbq_s8(w + depth));
+    c = vmladavaq_s8(c, v, vldrbq_s8(w + 2 * depth));
+    d = vmladavaq_s8(d, v, vldrbq_s8(w + 3 * depth));
+  }
+  acc[0] = a;
+  acc[1] = b;
+  acc[2] = c;
+  acc[3] = d;
+#else
+  for (int32_t j = 0; j < 4; ++j) {
+    for (int32_t k = 0; k < depth; ++k) {
+      acc[j] += w[j * depth + k] * x[k];
+    }
+  }
 #endif
 }
 
