@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hwprune.atomic import check_writable, replace_directory
 from hwprune.capture import Program
+from hwprune.emulator.boards import board_of
 from hwprune.emulator.cycles import Estimate, estimate_cycles
 from hwprune.emulator.toolchain import find_emulator, find_tool
 from hwprune.errors import BudgetError, LoweringError, TargetError
@@ -159,6 +160,7 @@ def _mcu_target(name: str) -> Target:
     target = load_target(name)
     if target.kind != "mcu":
         raise TargetError(f"target {name!r} is no microcontroller (kind {target.kind!r})")
+    board_of(target)
     find_tool(target, "gcc")
     find_emulator()
     return target

@@ -89,6 +89,23 @@ def test_host_code_uses_the_whole_vector() -> None:
     assert "prefer-256-bit" not in {str(f) for f in implied} or host.vector_bits < 512
 
 
+def test_microcontrollers_have_what_their_flow_needs(tmp_path: Path) -> None:
+    shipped = [load_target(n) for n in list_targets() if n.startswith("cortex-m")]
+    assert len(shipped) == 5
+    for target in shipped:
+        assert target.kind == "mcu"
+        assert target.mcu is not None
+        assert (target.mcu.core, target.mcu.flash_bytes) == (target.name, target.flash_bytes)
+        assert ("dsp" in target.isa) == (target.name != "cortex-m0plus")
+    text = (ROOT / "targets/cortex-m4/target.toml").read_text()
+    lacking = text.replace("sram_bytes = 655_360\n", "")
+    with pytest.raises(TargetError, match=r"memory.sram_bytes: is missing"):
+        load_file(write(tmp_path, lacking, "cortex-m4"))
+    lacking = text[: text.index("[mcu]")] + text[text.index("[toolchain]") :]
+    with pytest.raises(TargetError, match=r"mcu.core: is missing"):
+        load_file(write(tmp_path, lacking, "cortex-m4"))
+
+
 def test_unknown_target_suggests_the_nearest() -> None:
     with pytest.raises(TargetError, match="did you mean 'x86-64-v3'"):
         load_target("x86-64v3")
