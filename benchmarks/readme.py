@@ -131,6 +131,27 @@ def accuracy(document: Document) -> list[str]:
     return lines
 
 
+def mcu(document: Document) -> list[str]:
+    """On a Cortex-M4: instructions counted by the emulator, modelled and published milliseconds."""
+    lines = _head(
+        "network", "variant", "instructions, M", "a MAC", "SRAM, kB", "flash, kB", "ms, model",
+        "ms, microTVM + CMSIS-NN", "ms, best published",
+    )  # fmt: skip
+    for r in (row for row in document["rows"] if row["core"] == "cortex-m4"):
+        published = r["published_ms"] if r["variant"] == "dense" else {}
+        best = f"{min(published.values()):.4g}" if published else "-"
+        ours = (
+            f"{r['instructions'] / 1e6:.2f}", f"{r['instructions_per_mac']:.2f}",
+            f"{r['arena_bytes'] / 1e3:.1f}", f"{r['flash_bytes'] / 1e3:.1f}",
+            f"{r['latency_ms']:.1f}",
+        )  # fmt: skip
+        peer = published.get("microTVM + CMSIS-NN")
+        lines.append(
+            _row(r["model"], r["variant"], *ours, "-" if peer is None else f"{peer:.4g}", best)
+        )
+    return lines
+
+
 TABLES: dict[str, Callable[[Document], list[str]]] = {
     "host_latency": host_latency,
     "dense_networks": dense_networks,
@@ -139,6 +160,7 @@ TABLES: dict[str, Callable[[Document], list[str]]] = {
     "accuracy": accuracy,
     "allocation": allocation,
     "analysis_time": analysis_time,
+    "mcu": mcu,
 }
 
 
