@@ -69,7 +69,7 @@ def check_command(files: TableFiles, as_json: AsJson = False) -> None:
         print_json(counts)
         return
     for name, count in counts.items():
-        Console().print(f"{name}: {count} rows, nothing wrong")
+        Console().print(f"{name}: {count} rows, nothing wrong", soft_wrap=True)
 
 
 @tables.command("merge")

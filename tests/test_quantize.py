@@ -220,9 +220,9 @@ def test_what_has_no_kernel_is_named_or_runs_in_float():
     [
         (torch.zeros(4, 3, 20, 20), "all calibration inputs are zero"),
         (torch.ones(4, 3, 20, 21), r"have shape \(4, 3, 20, 21\), the model takes"),
-        (torch.ones(0, 3, 20, 20), "calibration inputs have shape"),
-        (torch.full((4, 3, 20, 20), float("inf")), "must be finite floats"),
-        (torch.ones(4, 3, 20, 20, dtype=torch.int32), "must be finite floats"),
+        (torch.ones(0, 3, 20, 20), "there are no calibration inputs"),
+        (torch.full((4, 3, 20, 20), float("inf")), "values that are not finite"),
+        (torch.ones(4, 3, 20, 20, dtype=torch.int32), "are torch.int32, the model takes torch.float32"),
         (torch.full((4, 3, 20, 20), 3e38), "not finite on the calibration data"),
     ],
 )

@@ -434,8 +434,8 @@ def test_a_budget_is_met_on_the_board(
     server: Process, tmp_path: Path, run: Callable[..., Done]
 ) -> None:
     done = run(
-        "compile", "tests.small_net:small_net", "--input", "1,3,32,32", "--target", TARGET.name,
-        "--latency", "75%", "--rpc", server.address, "--out", tmp_path / "out", "--json",
+        "compile", "examples.models:rnet", "--input", "1,3,24,24", "--target", TARGET.name,
+        "--latency", "60%", "--rpc", server.address, "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
     report = json.loads(done.out)
