@@ -222,7 +222,7 @@ def test_what_has_no_kernel_is_named_or_runs_in_float():
         (torch.ones(4, 3, 20, 21), r"have shape \(4, 3, 20, 21\), the model takes"),
         (torch.ones(0, 3, 20, 20), "there are no calibration inputs"),
         (torch.full((4, 3, 20, 20), float("inf")), "values that are not finite"),
-        (torch.ones(4, 3, 20, 20, dtype=torch.int32), "are torch.int32, the model takes torch.float32"),
+        (torch.ones(4, 3, 20, 20, dtype=torch.int32), "the model takes torch.float32"),
         (torch.full((4, 3, 20, 20), 3e38), "not finite on the calibration data"),
     ],
 )
