@@ -5,9 +5,11 @@ Input: a `Tracer` that has run over a graph. Output: a `Coupling`.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -68,10 +70,11 @@ def _node_axes(tracer: Tracer, units: Units) -> _Axes:
             continue
         for factor in value:
             dims = varying(factor)
-            if len(dims) > 1:  # a joint factor: solved, it varies over one dimension or none
+            if len(dims) > 1:  # a joint factor: solved, it varies over one dimension or is one unit
                 found = units.of(factor)
-                dims = tuple(d for d in dims if bool((found != found.take([0], axis=d)).any()))
-                assert len(dims) < 2, node
+                solved = tuple(d for d in dims if bool((found != found.take([0], axis=d)).any()))
+                assert len(solved) < 2, node
+                dims = solved or dims[:1]
             for dim in dims:
                 result[node.name, dim] = np.moveaxis(factor, dim, 0).reshape(factor.shape[dim], -1)[
                     :, 0
@@ -219,8 +222,9 @@ def _frozen(
         if number < 0 or not freezes[number].reason:
             continue
         node = freezes[number].node
+        call: Any = node.args[0] if node.target is operator.getitem else node
         name = listed_sites[0].parameter
-        text = f"{node.target}: {freezes[number].reason}" if node.op == "call_function" else ""
+        text = f"{call.target}: {freezes[number].reason}" if node.op == "call_function" else ""
         result.append(
             Frozen(
                 name=name.rpartition(".")[0] or name,

@@ -19,12 +19,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from hwprune.capture import first_line, user_frame
-from hwprune.compare import random_inputs
+from hwprune.compare import TOLERANCE, random_inputs
 from hwprune.errors import ModelError
 from hwprune.model_check import copied
 from hwprune.module_sizes import Calls, changed_sizes, module_calls, new_sizes
 from hwprune.program import Program, source_line
-from hwprune.verify import TOLERANCE, double, perturb
+from hwprune.verify import double, perturb
 
 SINGLE_TOLERANCE = 1e-4  # where the model's Python does not run in float64
 _HINT = "take result.module instead, or let the size follow a layer's attribute"

@@ -177,6 +177,11 @@ def _unflatten(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
     return {"unflattened_size": tuple(size) if fits else None}
 
 
+def _recurrent(module: nn.Module, shapes: Shapes, calls: Calls) -> Sizes:
+    hidden = shapes.get("weight_hr_l0", shapes["weight_hh_l0"])[1]
+    return {"input_size": shapes["weight_ih_l0"][1], "hidden_size": hidden}
+
+
 _KINDS: list[tuple[type[nn.Module], Callable[[nn.Module, Shapes, Calls], Sizes]]] = [
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
@@ -190,4 +195,5 @@ _KINDS: list[tuple[type[nn.Module], Callable[[nn.Module, Shapes, Calls], Sizes]]
     (nn.PReLU, _prelu),
     (nn.Unflatten, _unflatten),
     (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
 ]

@@ -49,7 +49,8 @@ def renormalise(module: fx.GraphModule, coupling: Coupling, mask: np.ndarray) ->
         node.args = (x, keep, *_arguments(node))
         node.target, node.kwargs = _MASKED[operator_names(node)[1]], {}
         changed += 1
-    module.recompile()
+    if changed:
+        module.recompile()
     return changed
 
 
@@ -78,13 +79,15 @@ def plain_norms(module: fx.GraphModule) -> None:
     transposed (2.13, CPU), as it does behind a patch embedding. A silenced row of a weight has no
     length to divide by.
     """
+    changed = False
     for node in module.graph.nodes:
         name = operator_names(node)[1] if node.op == "call_function" else ""
         if name == "batch_norm" and not node.args[5] and isinstance(node.args[3], fx.Node):
-            node.args, node.target = (*node.args[:5], node.args[7]), _batch_norm
+            node.args, node.target, changed = (*node.args[:5], node.args[7]), _batch_norm, True
         elif name == "_weight_norm":
-            node.target = _weight_norm
-    module.recompile()
+            node.target, changed = _weight_norm, True
+    if changed:
+        module.recompile()
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...]:

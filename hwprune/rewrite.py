@@ -75,7 +75,6 @@ def rewrite(program: Program, coupling: Coupling, plan: Plan) -> Program:
     graph.lint()
     module.delete_all_unused_submodules()
     carry_ties(program.module, module)
-    module.recompile()
     if removed or not sizes.mask.all():
         propagate(module, program.inputs)
     return build_program(module, program.inputs, program.name, program.dynamic_batch)

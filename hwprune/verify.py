@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwprune.compare import Kept, NoGradients, compare, cut, random_inputs
+from hwprune.compare import TOLERANCE, Kept, NoGradients, compare, cut, random_inputs
 from hwprune.coupling import Coupling
 from hwprune.errors import CertificateError
 from hwprune.plan import Plan
@@ -26,7 +26,6 @@ from hwprune.reference import plain_norms, renormalise, silence_branches
 from hwprune.rewrite import kept_indices
 from hwprune.rules.engine import operator_names
 
-TOLERANCE = 1e-9
 _ATEN = torch.ops.aten
 _NOT_RANDOM: dict[str, Any] = {
     "rand": _ATEN.zeros.default,

@@ -187,7 +187,7 @@ def test_pruned_norms_compile():
 def test_the_command_line_takes_them():
     from typer.testing import CliRunner
 
-    from hwprune.commands import app
+    from hwprune.look_commands import app
 
     words = ["inspect", "tests.small_net:small_net", "--input", "1,3,32,32", "--json"]
     plain = json.loads(CliRunner().invoke(app, words).stdout)

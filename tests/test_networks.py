@@ -11,6 +11,7 @@ from torch import nn
 
 from hwprune.capture import capture
 from hwprune.couple import couple
+from hwprune.coupling import Site
 from tests import random_statistics  # noqa: F401 - its blocks
 from tests.network_properties import check_network
 from tests.random_blocks import BLOCKS, head, stem
@@ -139,3 +140,25 @@ def test_keeping_all_of_a_strided_slice_leaves_the_graph_alone():
             return self.b(self.a(x)[:, 1::3])
 
     check_network(capture(Strided(), (torch.randn(2, 5),)))
+
+
+@pytest.mark.parametrize("channels", [8, 16])
+def test_a_piece_of_shuffled_pixels_is_never_empty(channels: int):
+    """Each pixel-shuffled channel is one unit; a piece that is one unit whole must stay."""
+
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, channels, 1), nn.Conv2d(channels // 4, 3, 1)
+
+        def forward(self, x):
+            first, second = torch.pixel_shuffle(self.a(x), 2).chunk(2, dim=1)
+            return self.b(torch.cat([second, first], dim=1))
+
+    program = capture(Pieces(), (torch.randn(2, 3, 4, 4),))
+    coupling = couple(program)
+    assert [g.width for g in coupling.groups] == ([] if channels == 8 else [2, 2])
+    if channels == 8:
+        reasons = [f.reason for f in coupling.frozen if Site("a.weight", 0) in f.sites]
+        assert reasons == ["aten.chunk.default: a dimension would be left empty"] * 2
+    check_network(program)

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 import torch
 from graph_helpers import model_and_input, prune
-from torch import nn
+from torch import fx, nn
 
 from hwprune.capture import capture
-from hwprune.compare import gradient_error
+from hwprune.compare import TOLERANCE, compare, gradient_error
 from hwprune.couple import couple
 from hwprune.errors import CertificateError
 from hwprune.plan import Plan
 from hwprune.program import fingerprint
 from hwprune.rewrite import rewrite
-from hwprune.verify import TOLERANCE, verify
+from hwprune.verify import verify
 
 
 class Block(nn.Module):
@@ -123,3 +123,44 @@ def test_a_gradient_that_is_zero_may_differ_by_roundings_and_no_more():
     assert gradient_error(pairs) <= TOLERANCE
     assert gradient_error([*pairs, (zero, zero + 1e-12)]) > TOLERANCE
     assert gradient_error([(large, large * (1 + 1e-8))]) > TOLERANCE
+
+
+def test_a_gradient_that_is_badly_conditioned_may_differ_by_its_own_roundings():
+    zero = torch.tensor([5.9e-13, -3.0e-13], dtype=torch.float64)
+    pairs = [(torch.ones(2), torch.ones(2)), (zero, zero + 9e-13)]
+    assert gradient_error(pairs) > TOLERANCE
+    assert gradient_error(pairs, [2e-16, 3e-13]) <= TOLERANCE
+    assert gradient_error(pairs, [2e-16, 3e-14]) > TOLERANCE
+    wrong = [(torch.ones(2), torch.ones(2) * (1 + 1e-6)), pairs[1]]
+    assert gradient_error(wrong, [2e-16, 3e-13]) > TOLERANCE
+
+
+class Narrow(nn.Module):
+    """What lies before the norm has no gradient: only the norm's mean, its shift, is read."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.a, self.scale, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(4, 4)
+        self.b = nn.Linear(4, 3)
+        nn.init.constant_(self.scale.weight, -1e-2)
+        nn.init.constant_(self.scale.bias, -30.0)
+
+    def forward(self, x):
+        y = self.scale(self.a(x)).roll(self.steps, -1)
+        return self.b(self.norm(y).mean((2, 3)))
+
+
+def test_roundings_of_a_gradient_that_is_zero_are_no_difference(monkeypatch):
+    def error(factor: float) -> float:
+        torch.manual_seed(0)
+        large, small = (fx.symbolic_trace(Narrow(steps).double().eval()) for steps in (0, 1))
+        small.load_state_dict(large.state_dict())
+        small.get_parameter("b.weight").detach().mul_(factor)
+        x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+        return compare(large, small, {}, [x], True, torch.Generator().manual_seed(0))[1]
+
+    assert error(1.0) <= TOLERANCE
+    assert error(1 + 1e-6) > TOLERANCE
+    monkeypatch.setattr("hwprune.compare._roundings", lambda *given: dict.fromkeys(given[3], 0.0))
+    assert error(1.0) > TOLERANCE

@@ -1,9 +1,9 @@
 """How channel labels move through every supported operator, and how its integers shrink.
 
 The only place to edit to support an operator: a label rule in `elementwise`, `movement`,
-`arrangement`, `contraction`, `product`, `attention` or `reduction`, and where the operator holds
-sizes, a resizer in `resize`. An operator without a rule is probed with random values, and freezes
-what it touches where channels cannot be followed.
+`arrangement`, `contraction`, `product`, `attention`, `recurrent` or `reduction`, and where the
+operator holds sizes, a resizer in `resize`. An operator without a rule is probed with random
+values, and freezes what it touches where channels cannot be followed.
 """
 
 from hwprune.rules import (
@@ -13,6 +13,7 @@ from hwprune.rules import (
     elementwise,
     movement,
     product,
+    recurrent,
     reduction,
 )
 from hwprune.rules.engine import RULES, Tracer, find_rule
@@ -27,5 +28,6 @@ __all__ = [
     "find_rule",
     "movement",
     "product",
+    "recurrent",
     "reduction",
 ]
