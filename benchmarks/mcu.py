@@ -2,10 +2,12 @@
 
     python -m benchmarks.mcu [--quick] [--core NAME] [--data DIR] [--out FILE]
 
-Dense, and pruned to half the multiply-accumulates. Networks have random weights and are calibrated
-on random inputs: neither changes what a run costs. Instructions are counted by the emulator; cycles
-and ms are a model's (hwprune/emulator/cycles.py). Beside them stand the published latencies of
-`mlperf_tiny_v1.0_latency_ms.csv` in DIR, if it is there. Rows that are in FILE are not run again.
+Dense, pruned to half the multiply-accumulates, and on M4, M7 and M55 to half the latency
+(`hwprune compile --latency 50%`: every kernel priced on the emulated board). Networks have random
+weights and are calibrated on random inputs: neither changes what a run costs. Instructions are
+counted by the emulator; cycles and ms are a model's (hwprune/emulator/cycles.py). Beside them stand
+the published latencies of `mlperf_tiny_v1.0_latency_ms.csv` in DIR, if it is there. Rows that are
+in FILE are not run again.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ import torch
 
 from benchmarks import common
 from examples import tiny
-from hwprune.capture import capture
-from hwprune.emulator.cycles import estimate_cycles
-from hwprune.lower.mcu.model import CModel, lower_to_c
-from hwprune.mcu_program import make_vectors, run_on_emulator
-from hwprune.pipeline import prune
-from hwprune.quantize.quantizer import Quantized, quantize_program
-from hwprune.target import Target, load_target
+from hwprune.budget import LATENCY
+from hwprune.lower.mcu.model import CModel
+from hwprune.mcu_build import compile_mcu
+from hwprune.mcu_program import run_on_emulator
+from hwprune.target import load_target
 
 Row = dict[str, Any]
 CORES = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m0plus")
-VARIANTS = {"dense": None, "half the MACs": "50%"}
+PRICED = ("cortex-m4", "cortex-m7", "cortex-m55")
+HALF_LATENCY = "half the latency"
+VARIANTS = {"dense": {}, "half the MACs": {"macs": "50%"}, HALF_LATENCY: {"latency": "50%"}}
 TASKS = {"resnet8": "ic", "ds_cnn": "kws", "mobilenet": "vww", "autoencoder": "ad"}
 PUBLISHED = "mlperf_tiny_v1.0_latency_ms.csv"
 SYSTEMS = {
@@ -57,12 +59,12 @@ def main() -> None:
     for name in ("ds_cnn",) if given.quick else TASKS:
         for variant in ("dense",) if given.quick else VARIANTS:
             cores = given.core or (CORES[:1] if given.quick else CORES)
-            missing = [core for core in cores if (name, variant, core) not in done]
-            if not missing:
-                continue
-            quantized, inputs = _quantized(name, VARIANTS[variant])
-            for core in missing:
-                row = _measure(name, quantized, inputs, load_target(core)) | {"variant": variant}
+            for core in cores:
+                if (name, variant, core) in done or (
+                    variant == HALF_LATENCY and core not in PRICED
+                ):
+                    continue
+                row = _measure(name, VARIANTS[variant], core) | {"variant": variant}
                 rows.append(row | {"published_ms": published.get((core, name), {})})
                 if given.out is not None:
                     common.write(given.out, common.envelope(rows))
@@ -87,37 +89,47 @@ def show(rows: Sequence[Row]) -> None:
     common.console.print(f"not bit-exact: {', '.join(wrong)}" if wrong else "all bit-exact")
 
 
-def _quantized(name: str, macs: str | None) -> tuple[Quantized, torch.Tensor]:
+def _measure(name: str, budgets: dict[str, str], core: str) -> Row:
     torch.manual_seed(0)
-    inputs = torch.randn(32, *tiny.SHAPES[name][1:])
-    program = capture(getattr(tiny, name)(), (inputs[:2],), name=name)
-    if macs is not None:
-        program = prune(program, macs=macs, recover="none").program
-    return quantize_program(program, inputs), inputs
-
-
-def _measure(name: str, quantized: Quantized, inputs: torch.Tensor, target: Target) -> Row:
-    model = lower_to_c(quantized.graph, target)
-    vectors = make_vectors(model, quantized.integers(inputs[:4]))
+    inputs = torch.randn(2, *tiny.SHAPES[name][1:])
     with tempfile.TemporaryDirectory() as folder:
-        traced = run_on_emulator(model, target, vectors, Path(folder), trace=True)
-        run = run_on_emulator(model, target, vectors, Path(folder))
-        estimate = estimate_cycles(target, run.elf, run.instructions, model.weight_reads)
-    return {
+        done = compile_mcu(
+            getattr(tiny, name)(), (inputs,), out=Path(folder) / "out", target=core,
+            budgets=budgets, name=name,
+        )  # fmt: skip
+        place = Path(folder) / "traced"
+        place.mkdir()
+        traced = run_on_emulator(done.model, load_target(core), done.vectors, place, trace=True)
+    row = {
         "model": name,
-        "core": target.name,
-        "instructions": run.instructions,
-        "macs": model.macs,
-        "instructions_per_mac": round(run.instructions / model.macs, 3),
-        "cycles": estimate.cycles,
-        "latency_ms": round(estimate.latency_ms, 3),
-        "latency_source": f"model: {estimate.how}",
-        "arena_bytes": model.arena_bytes,
-        "arena_lower_bound_bytes": model.storage.memory.least_bytes,
-        "arena_peak": model.peak,
-        "flash_bytes": run.elf.flash_bytes,
-        "bit_exact": run.bit_exact and traced.bit_exact,
-        "kernels": _kernels(model, traced.by_call),
+        "core": core,
+        "instructions": done.run.instructions,
+        "macs": done.model.macs,
+        "instructions_per_mac": round(done.run.instructions / done.model.macs, 3),
+        "cycles": done.estimate.cycles,
+        "latency_ms": round(done.estimate.latency_ms, 3),
+        "latency_source": f"model: {done.estimate.how}",
+        "arena_bytes": done.model.arena_bytes,
+        "arena_lower_bound_bytes": done.model.storage.memory.least_bytes,
+        "arena_peak": done.model.peak,
+        "flash_bytes": done.run.elf.flash_bytes,
+        "sram_bytes": done.run.elf.sram_bytes,
+        "bit_exact": done.run.bit_exact and traced.bit_exact,
+        "kernels": _kernels(done.model, traced.by_call),
+    }
+    return row | (_searched(done.report) if LATENCY in done.report.get("limits", {}) else {})
+
+
+def _searched(report: dict[str, Any]) -> Row:
+    """How a latency budget was met."""
+    dense_ms = report["dense"]["latency_ms"]
+    return {
+        "dense_latency_ms": dense_ms,
+        "latency_share": round(report["latency_ms"] / dense_ms, 4),
+        "predicted_ms": round(report["predicted"][LATENCY] / 1e3, 4),
+        "turns": report["turns"],
+        "kernel_rows": report["kernel_rows"],
+        "seconds": report["seconds"],
     }
 
 

@@ -1,9 +1,11 @@
 """What int8 costs in accuracy: trained, pruned by MACs, quantized, run as integers.
 
     python -m benchmarks.mcu_accuracy [--quick] [--out FILE] [--cache DIR] [--model NAME] [--seed N]
+        [--emulate N]
 
 Accuracies of int8 networks are those of the integer reference, which computes bit for bit what a
-microcontroller does. Everything slow is kept under --cache and resumed from there.
+microcontroller does; N of the test images also run on an emulated Cortex-M4. Everything slow is
+kept under --cache and resumed from there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import hwprune
 from benchmarks import common
 from benchmarks.common import console
 from benchmarks.fashion_mnist import save_module, train
+from benchmarks.mcu_images import OnBoard, on_board
 from examples import fashion_mnist, models, tiny
 from examples.fashion_mnist import Batches, Split
 from hwprune.capture import capture
@@ -75,6 +78,7 @@ class Row:
     agreement: float
     lost: float
     test_images: int
+    on_board: OnBoard | None = None
 
 
 METHODS = {
@@ -169,8 +173,8 @@ def per_cent(right: np.ndarray) -> float:
     return round(100.0 * float(right.mean()), 2)
 
 
-def row(subject: Subject, cache: Path) -> Row:
-    """Quantize one network in every way and test it."""
+def row(subject: Subject, cache: Path, emulate: int = 0) -> Row:
+    """Quantize one network in every way and test it; `emulate` images on the board (mse) too."""
     labels = subject.test.labels.numpy()
     example = subject.calibration[:1]
     subject.module.eval()
@@ -200,10 +204,15 @@ def row(subject: Subject, cache: Path) -> Row:
         agreement=per_cent(classes["mse"] == plain),
         lost=round(accuracy - per_cent(classes["mse"] == labels), 2),
         test_images=len(labels),
+        on_board=on_board(made["mse"], subject.test.take(emulate), subject.output)
+        if emulate
+        else None,
     )
 
 
-def fashion_rows(setting: Setting, data: Split, cache: Path, seed: int) -> list[Row]:
+def fashion_rows(
+    setting: Setting, data: Split, cache: Path, seed: int, emulate: int = 0
+) -> list[Row]:
     """A network for Fashion-MNIST, dense and pruned."""
     dense = train_dense(setting, data, cache, seed)
     pruned = prune_half(setting, dense, data, cache, seed)
@@ -212,13 +221,15 @@ def fashion_rows(setting: Setting, data: Split, cache: Path, seed: int) -> list[
     calibration = data.images[:CALIBRATION]
     return [
         row(
-            Subject(setting.name, name, net, dense, calibration, test, batches, len(batches)), cache
+            Subject(setting.name, name, net, dense, calibration, test, batches, len(batches)),
+            cache,
+            emulate,
         )
         for name, net in (("dense", dense), ("pruned", pruned))
     ]
 
 
-def face_rows(cache: Path, seed: int) -> list[Row]:
+def face_rows(cache: Path, seed: int, emulate: int = 0) -> list[Row]:
     """MTCNN's R-Net on scikit-image's faces and others: half to learn ranges, half to test.
 
     Nothing is trained: the pruned network is reconstructed from unlabelled images only.
@@ -233,7 +244,9 @@ def face_rows(cache: Path, seed: int) -> list[Row]:
     dense = models.rnet().eval()
     pruned = hwprune.prune(dense, (seen[:1],), macs="50%", seed=seed, calibrate=seen).module
     return [
-        row(Subject("rnet", name, net, dense, seen, test, lambda _: [], 0, output=1), cache)
+        row(
+            Subject("rnet", name, net, dense, seen, test, lambda _: [], 0, output=1), cache, emulate
+        )
         for name, net in (("dense", dense), ("pruned", pruned))
     ]
 
@@ -253,6 +266,13 @@ def show(rows: list[Row]) -> None:
         ],
         text=2,
     )
+    for r in rows:
+        if r.on_board is not None:
+            b = r.on_board
+            console.print(
+                f"{r.model}, {r.variant}: {b.exact} of {b.images} images on the emulated {b.core} "
+                f"bit for bit the reference's, {b.accuracy:.2f} % right"
+            )
 
 
 def main() -> None:
@@ -260,6 +280,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="checkpoints are kept here")
     parser.add_argument("--model", action="append", help="only this network (repeatable)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--emulate", type=int, default=0, metavar="N", help="test images on an emulated Cortex-M4"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -267,9 +290,9 @@ def main() -> None:
     rows: list[Row] = []
     for setting in QUICK if options.quick else FULL:
         if options.model is None or setting.name in options.model:
-            rows += fashion_rows(setting, data, options.cache, options.seed)
+            rows += fashion_rows(setting, data, options.cache, options.seed, options.emulate)
     if not options.quick and (options.model is None or "rnet" in options.model):
-        rows += face_rows(options.cache, options.seed)
+        rows += face_rows(options.cache, options.seed, options.emulate)
     show(rows)
     common.finish(options.out, [asdict(r) for r in rows])
 

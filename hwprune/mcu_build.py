@@ -7,11 +7,9 @@ are counted by the emulator; cycles and milliseconds come from a model of the co
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,24 +17,42 @@ import torch
 from torch import Tensor
 
 from hwprune.atomic import check_writable, replace_directory
+from hwprune.budget import FLASH, LATENCY, MACS, PARAMS, SRAM, Budget, parse_budget
 from hwprune.capture import Program
-from hwprune.emulator.boards import board_of
-from hwprune.emulator.cycles import Estimate, estimate_cycles
-from hwprune.emulator.toolchain import find_emulator, find_tool
-from hwprune.errors import BudgetError, LoweringError, TargetError
+from hwprune.emulator.cycles import Estimate
+from hwprune.errors import BudgetError, HwpruneError
+from hwprune.forms import Forms
 from hwprune.given import Model, as_images, as_program
-from hwprune.lower.mcu.model import CModel, lower_to_c
+from hwprune.importance import Importance
+from hwprune.latency import Outcome
+from hwprune.lower.mcu.model import CModel
 from hwprune.mcu_artifact import artifact_files
-from hwprune.mcu_program import Run, Vectors, make_vectors, run_on_emulator
+from hwprune.mcu_price.account import compare
+from hwprune.mcu_price.bounds import check_device
+from hwprune.mcu_price.network import (
+    Network,
+    build_network,
+    calibration_inputs,
+    emulate,
+    emulated_target,
+)
+from hwprune.mcu_price.prepared import prepare_mcu
+from hwprune.mcu_price.search import Asked, meet
+from hwprune.mcu_program import Run, Vectors
 from hwprune.pipeline import prune
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.quantize.config import QuantConfig
-from hwprune.quantize.quantizer import Quantized, quantize_program
-from hwprune.target import Target, load_target
+from hwprune.quantize.quantizer import Quantized
+from hwprune.repair import check_recovery, repair
+from hwprune.stages import Stage, certify, kept_through
+from hwprune.target import Target
+from hwprune.threshold import check_threshold, weak_units
+
+__all__ = ["McuResult", "compile_mcu", "describe", "emulate"]
 
 REPORT = "report.json"
-RANDOM_INPUTS = 32
-TEST_VECTORS = 4
+_BUDGETS = {"latency": LATENCY, "macs": MACS, "params": PARAMS, "sram": SRAM, "flash": FLASH}
+_FORMS = ("attention", "grouped", "group_norm", "branches")
 
 
 @dataclass(frozen=True)
@@ -69,63 +85,109 @@ def compile_mcu(
 
     Args:
         calibrate: unlabelled inputs, (N, …); without, random ones, which the report says.
-        budgets: `macs`, `params`, `threshold` or `plan` of `hwprune.prune`, or none.
+        budgets: any of `latency`, `sram`, `flash`, `macs`, `params` and `threshold`, or a `plan` of
+            `hwprune.prune`, or none.
         pruning: other arguments of `hwprune.prune`.
         config: how to quantize.
 
     Raises a HwpruneError subclass for everything that a user can cause: no microcontroller, no
-    compiler or emulator, operators without a kernel, a network that does not fit.
+    compiler or emulator, operators without a kernel, budgets out of reach, a network that does not
+    fit.
     """
     check_writable(out)
-    chosen = _mcu_target(target)
+    chosen = emulated_target(target)
     asked = {key: value for key, value in (budgets or {}).items() if value is not None}
-    if "latency" in asked:
-        raise BudgetError(
-            f"kernels are not priced on {chosen.name}: no latency budget",
-            where="latency",
-            hint="give macs or params; the report estimates the latency",
-        )
+    limits = _read_budgets(asked)
+    options = dict(pruning or {})
     clock = Clock(progress or Silent())
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
-    if asked:
-        options = dict(pruning or {})
-        program = prune(
-            program, calibrate=images, seed=seed, progress=progress, **asked, **options
-        ).program
-    with clock.stage("quantize"):
-        given, said = _calibration(program, images, seed)
-        quantized = quantize_program(program, given, config)
-    with clock.stage("compile"):
-        lowered = lower_to_c(quantized.graph, chosen)
-    vectors = make_vectors(lowered, quantized.integers(given[:TEST_VECTORS]))
-    with clock.stage("emulate"):
-        run, estimate = emulate(lowered, chosen, vectors)
-    report = describe(lowered, chosen, run, estimate, said)
-    _write(lowered, chosen, vectors, run, report, out)
-    return McuResult(quantized, lowered, vectors, run, estimate, report)
+    given, said = calibration_inputs(program, images, seed)
+    more: dict[str, Any] = {}
+    if limits:
+        flow = _Flow(program, chosen, images, given, options, config, seed, clock)
+        network, more = flow.meet(limits, check_threshold(asked.get("threshold")))
+    else:
+        if asked:
+            program = prune(
+                program, calibrate=images, seed=seed, progress=progress, **asked, **options
+            ).program
+        with clock.stage("build"):
+            network = build_network(program, chosen, given, config)
+        check_device(network, chosen)
+    report = {**describe(network, chosen, said), **more}
+    report["seconds"] = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
+    _write(network, chosen, report, out)
+    return McuResult(
+        network.quantized, network.model, network.vectors, network.run, network.estimate, report
+    )
 
 
-def emulate(model: CModel, target: Target, vectors: Vectors) -> tuple[Run, Estimate]:
-    """Run on the emulated board. Raises LoweringError unless every output is the reference's."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_on_emulator(model, target, vectors, Path(folder))
-        estimate = estimate_cycles(target, run.elf, run.instructions, model.weight_reads)
-    if not run.bit_exact:
-        raise LoweringError(
-            f"{run.count - run.matching} of {run.count} outputs on {target.name} differ from the "
-            "integer reference",
-            hint="a defect of hwprune or of the C compiler",
+def _read_budgets(asked: Mapping[str, Any]) -> dict[str, Budget]:
+    """The budgets by resource. Raises BudgetError for one that is malformed, or beside a plan."""
+    found = {
+        resource: parse_budget(asked.get(word), resource) for word, resource in _BUDGETS.items()
+    }
+    budgets = {resource: budget for resource, budget in found.items() if budget is not None}
+    if "plan" in asked and (budgets or "threshold" in asked):
+        raise BudgetError(
+            "a plan and a budget exclude each other", where="plan", hint="pass one of them"
         )
-    return run, estimate
+    return budgets
 
 
-def describe(
-    model: CModel, target: Target, run: Run, estimate: Estimate, calibration: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Flow:
+    """A search under budgets of the device: what it needs, and how its plans are finished."""
+
+    program: Program
+    target: Target
+    images: Tensor | None
+    given: Tensor
+    options: Mapping[str, Any]
+    config: QuantConfig | None
+    seed: int
+    clock: Clock
+
+    def meet(
+        self, budgets: Mapping[str, Budget], threshold: float | None
+    ) -> tuple[Network, dict[str, Any]]:
+        """The network that meets the budgets, and what the report says of the search."""
+        forms = Forms(**{k: v for k, v in self.options.items() if k in _FORMS}).checked()
+        recover = self.options.get("recover", "auto")
+        check_recovery(recover, self.images is not None)
+        importance = replace(Importance.among(self.options), seed=self.seed)
+        importance.check(self.images is not None)
+        with self.clock.stage("quantize dense"):
+            ready = prepare_mcu(self.program, self.target, forms, self.given, self.config)
+        prepared, coupling = ready.prepared, ready.prepared.coupling
+        if not prepared.candidates:
+            raise HwpruneError(
+                "nothing can be pruned", where=self.program.name, hint="see hwprune inspect"
+            )
+        with self.clock.stage("score") as advance:
+            scorer = importance.read(self.program).on(self.images)
+            scores, energies = scorer.scored(self.program, coupling, advance)
+        weak = {} if threshold is None else weak_units(energies.groups, coupling, threshold)
+
+        def finish(outcome: Outcome) -> Program:
+            stage = Stage(self.program, coupling, outcome.plan, outcome.program)
+            with self.clock.stage("verify"):
+                certify([stage], self.seed).check()
+            kept = kept_through([stage])
+            return repair(recover, prepared, outcome, kept, self.images, self.seed, self.clock)[0]
+
+        found = meet(
+            ready, Asked(scores, budgets, self.given, finish, weak, self.config), self.clock
+        )
+        return found.pruned, compare(ready, found, budgets, self.images, self.given)
+
+
+def describe(network: Network, target: Target, calibration: str) -> dict[str, Any]:
     """The facts of a compiled network, as report.json has them."""
+    model, run, estimate = network.model, network.run, network.estimate
     memory = model.storage.memory
     return {
         "model": model.graph.name,
@@ -144,8 +206,8 @@ def describe(
         "arena_peak": model.peak,
         "in_place": list(model.storage.in_place),
         "constant_bytes": model.constant_bytes,
-        "flash_bytes": run.elf.flash_bytes,
-        "sram_bytes": run.elf.sram_bytes,
+        "flash_bytes": network.flash_bytes,
+        "sram_bytes": network.sram_bytes,
         "bit_exact": run.bit_exact,
         "test_vectors": run.count,
         "kernels": [
@@ -155,34 +217,8 @@ def describe(
     }
 
 
-def _mcu_target(name: str) -> Target:
-    """The target, with its compiler and emulator found."""
-    target = load_target(name)
-    if target.kind != "mcu":
-        raise TargetError(f"target {name!r} is no microcontroller (kind {target.kind!r})")
-    board_of(target)
-    find_tool(target, "gcc")
-    find_emulator()
-    return target
-
-
-def _calibration(program: Program, images: Tensor | None, seed: int) -> tuple[Tensor, str]:
-    """Inputs to calibrate with, and what the report says of them."""
-    if images is not None:
-        return images, f"{len(images)} inputs given"
-    shape = tuple(int(size) for size in program.inputs[0].shape[1:])
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(RANDOM_INPUTS, *shape, generator=generator)
-    return made, f"{RANDOM_INPUTS} random normal inputs: none were given"
-
-
 def _write(
-    model: CModel,
-    target: Target,
-    vectors: Vectors,
-    run: Run,
-    report: dict[str, Any],
-    out: str | PathLike[str],
+    network: Network, target: Target, report: dict[str, Any], out: str | PathLike[str]
 ) -> None:
     facts = {
         "FLASH": f"{report['flash_bytes']} bytes of {target.flash_bytes}",
@@ -190,10 +226,10 @@ def _write(
         "multiply-accumulates",
         "LATENCY": f"{report['latency_ms']:.2f} ms (model: {report['latency_model']})",
         "CALIBRATION": report["calibration"],
-        "DEFINES": " ".join(f"-D{name}" for name in run.defines),
+        "DEFINES": " ".join(f"-D{name}" for name in network.run.defines),
     }
     with replace_directory(out) as staging:
-        for file, text in artifact_files(model, target, vectors, facts).items():
+        for file, text in artifact_files(network.model, target, network.vectors, facts).items():
             (staging / file).write_text(text, encoding="utf-8")
         text = json.dumps(report, indent=1, default=_plain)
         (staging / REPORT).write_text(text + "\n", encoding="utf-8")

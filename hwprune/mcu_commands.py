@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from hwprune.errors import HwpruneError
+from hwprune.errors import BudgetError
 from hwprune.shown import print_json, shown_progress
 
 
@@ -17,6 +18,21 @@ def is_mcu(target: str) -> bool:
     from hwprune.target import load_target
 
     return load_target(target).kind == "mcu"
+
+
+MCU_ONLY = (
+    "only microcontrollers have such a budget",
+    "choose a target of kind mcu; hwprune targets lists them",
+)
+INT8_ONLY = "only int8 networks have such a budget", "leave --dtype out"
+
+
+def refuse_memory(asked: Mapping[str, str | None], why: tuple[str, str]) -> None:
+    """Raise BudgetError for budgets of memory: the reason, and what to do."""
+    message, hint = why
+    for name, value in asked.items():
+        if value is not None:
+            raise BudgetError(message, where=name, hint=hint)
 
 
 def compile_for_mcu(
@@ -30,10 +46,11 @@ def compile_for_mcu(
 ) -> None:
     """Compile, write the folder, say what it needs. `given`: model, inputs, calibration images."""
     from hwprune.mcu_build import compile_mcu
+    from hwprune.mcu_price.profile import check_single
 
-    if asked.get("threads", 1) != 1:
-        raise HwpruneError("a microcontroller has one core", where="threads", hint="leave it at 1")
-    budgets = {k: v for k, v in asked.items() if k not in ("target", "threads")}
+    check_single(asked.get("threads", 1), asked.get("boards"))
+    none_of_it = ("target", "threads", "boards", "dtype")
+    budgets = {k: v for k, v in asked.items() if k not in none_of_it}
     model, inputs, images = given
     with shown_progress(as_json) as progress:
         result = compile_mcu(
@@ -48,6 +65,8 @@ def compile_for_mcu(
 
 def _show(report: Mapping[str, Any], out: Path) -> None:
     console = Console()
+    if "pruned" in report:
+        _show_both(report, console)
     console.print(
         f"{report['model']} on {report['target']}: {report['instructions']:,} instructions "
         f"({report['instructions_per_mac']:.2f} a multiply-accumulate; emulator), "
@@ -63,3 +82,30 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
         f"calibrated on {report['calibration']}"
     )
     console.print(f"Artifact in {out}: make -C {out} run")
+
+
+def _show_both(report: Mapping[str, Any], console: Console) -> None:
+    """Dense and pruned side by side."""
+    table = Table("", "dense", "pruned", title=f"Budget {_budgets(report['budget'])}")
+    dense, pruned = report["dense"], report["pruned"]
+    for label, key, form in _LINES:
+        cells = [form.format(side[key]) if side else "does not fit" for side in (dense, pruned)]
+        table.add_row(label, *cells)
+    console.print(table)
+    console.print(f"agreement with the float network on {report['agreement_on']}")
+
+
+def _budgets(budgets: Mapping[str, str]) -> str:
+    names = {name: name.removesuffix("_us").removesuffix("_bytes") for name in budgets}
+    return ", ".join(f"{names[name]} {text}" for name, text in budgets.items())
+
+
+_LINES = (
+    ("multiply-accumulates", "macs", "{:,}"),
+    ("instructions (emulator)", "instructions", "{:,}"),
+    ("cycles (model)", "cycles", "{:,}"),
+    ("ms (model)", "latency_ms", "{:.2f}"),
+    ("SRAM bytes (linked)", "sram_bytes", "{:,}"),
+    ("flash bytes (linked)", "flash_bytes", "{:,}"),
+    ("top-1 agreement", "top1_agreement", "{:.1%}"),
+)

@@ -26,13 +26,16 @@ def test_a_row_is_of_the_test_images(tmp_path):
     test = Split(images[200:], torch.where(torch.arange(200) < 20, 1 - labels[200:], labels[200:]))
     batches = [(images[i : i + 20], labels[i : i + 20]) for i in range(0, 100, 20)]
     subject = Subject("toy", "dense", net, net, images[:200], test, lambda _: batches, 5)
-    done = row(subject, tmp_path)
+    done = row(subject, tmp_path, emulate=40)
     assert (done.test_images, done.macs, done.params) == (200, 36 * 8 + 16, 36 * 8 + 8 + 16 + 2)
     assert done.float_accuracy == 90.0  # every tenth label is wrong
     assert set(done.int8_accuracy) == set(METHODS)
     assert min(done.int8_accuracy.values()) > 86
     assert done.lost == round(90.0 - done.int8_accuracy["mse"], 2)
     assert done.agreement > 95
+    assert done.on_board is not None
+    assert (done.on_board.images, done.on_board.exact) == (40, 40)
+    assert 40 <= done.on_board.accuracy <= 60  # the first twenty labels are wrong
     assert done.tuned_accuracy is not None
     assert done.tuned_accuracy > 86
     assert json.loads(json.dumps(asdict(done)))["model"] == "toy"

@@ -107,8 +107,12 @@ def depthwise(bench: Bench) -> None:
         ((7, 9, 2), (3, 3), {"pads": (2, 2, 2, 2), "dilation": (2, 2)}),
         ((4, 9, 6), (1, 4), {"pads": (0, 3, 0, 0), "stride": (1, 3)}),
         ((8, 8, 4), (2, 3), {"dilation": (3, 1), "pads": (0, 1, 0, 1)}),
+        ((7, 7, 3), (3, 3), {"pads": (0, 0, 1, 1), "stride": (2, 2)}),
+        ((5, 6, 20), (3, 3), {"pads": (1, 1, 1, 1), "clamp": (-20, 90)}),
+        ((8, 7, 32), (3, 2), {"pads": (1, 2, 0, 1), "stride": (2, 1), "dilation": (1, 2)}),
+        ((3, 2, 16), (1, 1), {"real": 3.0}),
     ):
-        bench.conv(size, size[2], kernel, groups=size[2], real=5e-3, **more)
+        bench.conv(size, size[2], kernel, groups=size[2], **{"real": 5e-3, **more})
     bench.conv((5, 5, 3), 6, (3, 3), groups=3, pads=(1, 1, 1, 1))  # two outputs a channel
 
 

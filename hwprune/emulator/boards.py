@@ -25,13 +25,17 @@ class Region:
 
 @dataclass(frozen=True)
 class Board:
-    """A machine of QEMU: the memory that code, data and test vectors take, and SysTick's clock."""
+    """A machine of QEMU: the memory that code, data and test vectors take, and SysTick's clock.
+
+    `uart` is where its first serial port lies (Arm's CMSDK UART).
+    """
 
     machine: str
     code: Region
     data: Region
     extra: Region
     systick_hz: int
+    uart: int
 
 
 _CODE, _DATA = Region(0, 4 * MIB), Region(0x2000_0000, 4 * MIB)
@@ -39,15 +43,16 @@ _CODE, _DATA = Region(0, 4 * MIB), Region(0x2000_0000, 4 * MIB)
 BOARDS = {
     board.machine: board
     for board in (
-        Board("mps2-an385", _CODE, _DATA, Region(0x2100_0000, 16 * MIB), 25_000_000),
-        Board("mps2-an386", _CODE, _DATA, Region(0x2100_0000, 16 * MIB), 25_000_000),
-        Board("mps2-an500", _CODE, _DATA, Region(0x6000_0000, 16 * MIB), 25_000_000),
+        Board("mps2-an385", _CODE, _DATA, Region(0x2100_0000, 16 * MIB), 25_000_000, 0x4000_4000),
+        Board("mps2-an386", _CODE, _DATA, Region(0x2100_0000, 16 * MIB), 25_000_000, 0x4000_4000),
+        Board("mps2-an500", _CODE, _DATA, Region(0x6000_0000, 16 * MIB), 25_000_000, 0x4000_4000),
         Board(
             "mps2-an505",
             Region(0x1000_0000, 4 * MIB),
             Region(0x3800_0000, 4 * MIB),
             Region(0x8000_0000, 16 * MIB),
             20_000_000,
+            0x5020_0000,
         ),
         Board(
             "mps3-an547",
@@ -55,6 +60,7 @@ BOARDS = {
             Region(0x3000_0000, MIB // 2),
             Region(0x1100_0000, 2 * MIB),
             32_000_000,
+            0x5930_3000,
         ),
     )
 }

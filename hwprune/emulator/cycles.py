@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwprune.emulator.count import Executed, count_instructions
+from hwprune.emulator.count import Executed, count_instructions, count_phases
 from hwprune.emulator.program import Elf
 from hwprune.emulator.toolchain import mcu_of
 from hwprune.target import Target
@@ -40,6 +40,17 @@ class Estimate:
     how: str
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What ran between `hwprune_start` and `hwprune_stop`.
+
+    `core_cycles`: of a Cortex-M4 with memory that never waits.
+    """
+
+    instructions: int
+    core_cycles: float
+
+
 def estimate_cycles(target: Target, elf: Elf, instructions: int, flash_reads: int = 0) -> Estimate:
     """Cycles of `instructions` of a program with its mix of instructions.
 
@@ -47,10 +58,14 @@ def estimate_cycles(target: Target, elf: Elf, instructions: int, flash_reads: in
     """
     executed = count_instructions(target, elf)
     total = sum(e.count for e in executed)
-    cycles = instructions * model_cycles(executed) / max(total, 1)
+    return estimate(target, instructions * model_cycles(executed) / max(total, 1), flash_reads)
+
+
+def estimate(target: Target, core_cycles: float, flash_reads: int = 0) -> Estimate:
+    """What `core_cycles` of a Cortex-M4 are on the target, `flash_reads` bytes of weights read."""
     mcu = mcu_of(target)
     core = mcu.core
-    cycles += WAIT * flash_reads / LINE_BYTES
+    cycles = core_cycles + WAIT * flash_reads / LINE_BYTES
     cycles *= RATIO.get(core, 1.0)
     how = f"{core} after Arm DDI 0439, flash of the STM32L4R5"
     if core in RATIO:
@@ -58,6 +73,14 @@ def estimate_cycles(target: Target, elf: Elf, instructions: int, flash_reads: in
     elif core != "cortex-m4":
         how += ", not calibrated for this core"
     return Estimate(round(cycles), 1e3 * cycles / mcu.clock_hz, how)
+
+
+def measure_phases(target: Target, elf: Elf, timeout_s: float = 300.0) -> list[Phase]:
+    """What ran in every phase of a program, in the order in which they end."""
+    return [
+        Phase(sum(e.count for e in executed), model_cycles(executed))
+        for executed in count_phases(target, elf, timeout_s)
+    ]
 
 
 def model_cycles(executed: Sequence[Executed]) -> float:

@@ -33,7 +33,8 @@ QUIET = (
     *("-chardev", "stdio,id=console"),
     *("-semihosting-config", "enable=on,chardev=console"),
 )
-HARNESS = ("startup.c", "harness.c")
+HARNESS = ("startup.c", "harness.c", "semihost.c")
+SERIAL = ("startup.c", "harness.c", "serial.c")  # the same over a serial port
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from typing import Any
 
 from hwprune.emulator.boards import BOARDS
 from hwprune.emulator.link import linker_script
-from hwprune.emulator.program import CFLAGS, HARNESS, QUIET, SHIFT, c_files
+from hwprune.emulator.program import CFLAGS, HARNESS, QUIET, SERIAL, SHIFT, c_files
 from hwprune.emulator.toolchain import mcu_of
-from hwprune.lower.mcu.model import CModel, pointers
-from hwprune.mcu_program import Vectors, sources
+from hwprune.lower.mcu.model import FLOATS, CModel, pointers
+from hwprune.mcu_program import sources
+from hwprune.mcu_vectors import Vectors, model_id_text
 from hwprune.target import Target
 
+_PORTS = ("uart.c", "uart_emulated.c")
 _TEMPLATES = ("Makefile", "CMakeLists.txt", "README.md")
 
 
@@ -24,7 +26,9 @@ def artifact_files(model: CModel, target: Target, vectors: Vectors, facts: Any) 
     """Every file of the artifact but its report. `facts`: name -> text, for the README."""
     common = c_files()
     texts = sources(model, vectors)
-    texts |= {n: (common / n).read_text("utf-8") for n in (*HARNESS, "harness.h")}
+    board = {*HARNESS, *SERIAL, *_PORTS, "harness.h", "serial.h"}
+    texts |= {name: (common / name).read_text("utf-8") for name in sorted(board)}
+    texts["model_id.h"] = model_id_text(model)
     texts["device.ld"] = _device_script(target)
     emulator = _emulator_script(target)
     if emulator:
@@ -62,6 +66,9 @@ def _values(model: CModel, target: Target) -> dict[str, str]:
     qemu = ["qemu-system-arm", "-M", mcu.machine, *QUIET, "-icount", f"shift={SHIFT}"]
     return {
         "NAME": graph.name,
+        **_words(FLOATS in model.headers),
+        "HEADERS": " ".join(model.headers),
+        "FILES": ", ".join(f"`{name}`" for name in ("model.c", "model.h", *model.headers)),
         "TARGET": target.name,
         "DESCRIPTION": target.description,
         "PREFIX": mcu.prefix,
@@ -69,11 +76,28 @@ def _values(model: CModel, target: Target) -> dict[str, str]:
         "CFLAGS": " ".join(CFLAGS),
         "QEMU": " ".join(qemu) if mcu.machine in BOARDS else "",
         "MACHINE": mcu.machine or "none",
+        "UART": f"0x{BOARDS[mcu.machine].uart:08x}u" if mcu.machine in BOARDS else "0",
         "ARENA": str(model.arena_bytes),
         "PEAK": model.peak,
         "CONSTANTS": str(model.constant_bytes),
         "CALL": ", ".join(arguments),
         "OPERATORS": ", ".join(f"{n} {k}" for k, n in graph.summary()["operators"].items()),
+    }
+
+
+def _words(floats: bool) -> dict[str, str]:
+    """What depends on the numbers that the network computes with."""
+    if floats:
+        return {
+            "DTYPE": "float32",
+            "VALUES": "Inputs and outputs are float32, as PyTorch has them",
+            "REFERENCE": "PyTorch's outputs, within 1e-5 of the largest",
+        }
+    return {
+        "DTYPE": "int8",
+        "VALUES": "Inputs and outputs are int8: `real = SCALE * (integer - ZERO_POINT)` with the "
+        "constants of `model.h`",
+        "REFERENCE": "the integer reference, bit for bit",
     }
 
 

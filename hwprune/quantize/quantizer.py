@@ -136,11 +136,21 @@ def check_calibration(program: Program, calibration: Tensor | Sequence[Tensor]) 
             where="calibrate",
             hint="give inputs like those that the network will get",
         )
-    return images.float()
+    return images
 
 
 def fold_for_integers(program: Program) -> Program:
-    """The folded program of a batch of one, which still runs on any batch if `program` does."""
+    """The folded program of a batch of one, which still runs on any batch if `program` does.
+
+    Raises HwpruneError for a program that takes batches of another size alone.
+    """
+    batch = len(program.inputs[0])
+    if batch != 1 and not program.dynamic_batch:
+        raise HwpruneError(
+            f"the network takes batches of exactly {batch}; integers run one input at a time",
+            where=program.name,
+            hint="export it with a batch of one, or with a dynamic batch",
+        )
     one = replace(program, inputs=tuple(x[:1] for x in program.inputs))
     folded = fold_batch_norm(specialize(one if program.dynamic_batch else program))
     module = own_graph(folded)

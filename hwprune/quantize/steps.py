@@ -60,10 +60,12 @@ class QuantStep:
     bounds: Bounds = UNBOUNDED
 
 
-def find_steps(program: Program, float_fallback: bool = False) -> tuple[QuantStep, ...]:
+def find_steps(
+    program: Program, float_fallback: bool = False, dtype: str = "int8"
+) -> tuple[QuantStep, ...]:
     """The steps of a folded program whose example has a batch of one.
 
-    Raises LoweringError for operators without an int8 kernel, named with their place; with
+    Raises LoweringError for operators without a kernel of the type, named with their place; with
     `float_fallback` they become steps of the kind "float".
     """
     found: dict[fx.Node, QuantStep] = {}
@@ -76,7 +78,7 @@ def find_steps(program: Program, float_fallback: bool = False) -> tuple[QuantSte
     if float_fallback:
         missing = [s for s in missing if s.node.target is channel_affine]
     if missing:
-        raise _no_kernel(missing)
+        raise _no_kernel(missing, dtype)
     return steps
 
 
@@ -91,13 +93,15 @@ def check_float(step: QuantStep) -> None:
         )
 
 
-def _no_kernel(missing: list[QuantStep]) -> LoweringError:
+def _no_kernel(missing: list[QuantStep], dtype: str) -> LoweringError:
     names = [_operator(s.node) for s in missing]
     first, more = missing[0], sorted(set(names) - {names[0]})
     return LoweringError(
-        f"no int8 kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
+        f"no {dtype} kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
         where=place(first.node),
-        hint="ask for the float fallback to run it in float32, or compile for float32",
+        hint="ask for the float fallback to run it in float32, or compile for float32"
+        if dtype == "int8"
+        else "take it out of the network",
     )
 
 

@@ -12,5 +12,7 @@ void hwprune_print(const char *text);
 void hwprune_print_number(uint64_t value);
 /* End the emulation with this status. */
 void hwprune_exit(int status);
+/* Wait until the host asks for a run (serial.c). */
+void hwprune_wait(void);
 
 #endif

@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from hwprune.float_graph import FloatConv2d
 from hwprune.lower.mcu import matmul
 from hwprune.lower.mcu.emit import (
     Argument,
@@ -80,7 +81,7 @@ class Shape:
     dilation: tuple[int, int]
 
     @staticmethod
-    def of(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> Shape:
+    def of(op: Conv2d | FloatConv2d, x: IntegerTensor, y: IntegerTensor) -> Shape:
         """Those of an operator, its input and its output."""
         outputs, kh, kw, depth = op.weight.shape
         return Shape(
@@ -112,6 +113,32 @@ class Shape:
     def contiguous(self) -> bool:
         """Whether the pixels under a row of the kernel lie side by side."""
         return self.groups == 1 and (self.kernel[1] == 1 or self.dilation[1] == 1)
+
+    @property
+    def spans(self) -> tuple[int, int]:
+        """Rows and columns from the first to the last that a window reads."""
+        (kh, kw), (dh, dw) = self.kernel, self.dilation
+        return (kh - 1) * dh, (kw - 1) * dw
+
+    @property
+    def inside(self) -> bool:
+        """Whether every window lies in the image."""
+        ends = (
+            (out - 1) * s + span < size
+            for out, s, span, size in zip(
+                (self.positions // self.out_width, self.out_width),
+                self.stride,
+                self.spans,
+                (self.height, self.width),
+                strict=True,
+            )
+        )
+        return self.padding == (0, 0) and all(ends)
+
+    def within(self, top: Expr, left: Expr) -> tuple[Expr, ...]:
+        """The conditions under which the window that begins there lies in the image."""
+        rows, columns = self.spans
+        return (top >= 0, top + rows < self.height, left >= 0, left + columns < self.width)
 
     @property
     def pointwise(self) -> bool:
@@ -169,6 +196,27 @@ class _Body:
             return self._widen(column * 2, pixel, shape.depth, 0)
         row = bind(T.floordiv(position, shape.out_width) * shape.stride[0] - shape.padding[0])
         left = bind(T.floormod(position, shape.out_width) * shape.stride[1] - shape.padding[1])
+        if not shape.contiguous:
+            return self._gather_rows(column, row, left, group)
+        if shape.inside:
+            return self._gather_inside(column, row, left)
+        with T.If(tirx.all(*shape.within(row, left))):
+            with T.Then():
+                self._gather_inside(column, row, left)
+            with T.Else():
+                self._gather_rows(column, row, left, group)
+
+    def _gather_inside(self, column: Expr, row: Expr, left: Expr) -> None:
+        """A window that lies in the image: rows of one length."""
+        shape = self.shape
+        pixel = bind((row * shape.width + left) * shape.depth)
+        step = shape.dilation[0] * shape.width * shape.depth
+        with loop(shape.kernel[0]) as i:
+            to = i * (shape.run * self.tile.columns) + column * 2
+            self._widen(to, pixel + i * step, shape.kernel[1] * shape.depth, 0)
+
+    def _gather_rows(self, column: Expr, row: Expr, left: Expr, group: Expr) -> None:
+        shape = self.shape
         with loop(shape.kernel[0]) as i:
             to = bind(i * (shape.run * self.tile.columns) + column * 2)
             y = bind(row + i * shape.dilation[0])

@@ -46,6 +46,8 @@ def depthwise(op: Conv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:
     weights = np.ascontiguousarray(op.weight.reshape(channels, -1))
     scaling = scaling_of(op, y.zero_point, bound)
     plane = _Plane.of(op, x, y)
+    if scaling.fast:  # accumulators hold twice their value: see hwprune_scale_twice
+        bias = 2 * bias
     arguments = [
         Argument("x", "int8", prod(x.shape)),
         constant("cw", weights),
@@ -162,13 +164,14 @@ class _Body:
             starts, width = range(kw), 1
         else:
             starts, width = (range(2) if self._threes else range(0, kw, 2)), 2
-        return [
-            [
-                bind(call("pair", tap(i, j), tap(i, j + 1)) if width == 2 else tap(i, j))
-                for j in starts
-            ]
-            for i in range(kh)
-        ]
+
+        def weights(i: int, j: int) -> Expr:
+            if width == 1:
+                return tap(i, j) * (2 if self.scaling.fast else 1)
+            pair = call("pair", tap(i, j), tap(i, j + 1))
+            return call("twice", pair) if self.scaling.fast else pair
+
+        return [[bind(weights(i, j)) for j in starts] for i in range(kh)]
 
     def _row(
         self, channel: Expr, row: Expr, taps: list[list[Expr]], bias: Expr, constants: tuple
@@ -178,17 +181,18 @@ class _Body:
         out = bind(row * (width * self.channels) + channel)
 
         def store(column: Expr, acc: Expr) -> None:
-            value = self.scaling.value(acc, constants)
+            value = self.scaling.value(acc, constants, twice=self.scaling.fast)
             T.buffer_store(y, value, [out + column * self.channels])
 
-        single = width
-        if self._threes and self.op.stride[1] == 1 and width > 1:
+        single, apart = width, self.op.stride[1]
+        if self._threes and apart <= 2 and width > 1:
             with loop(width // 2) as pair:
                 acc = emit.accumulators(2)
                 for c in range(2):
                     T.buffer_store(acc, bias, [c])
                 for i, (first, last) in enumerate(taps):
-                    self._row3("row3x2", acc, start + pair * 2, i, first, last)
+                    function = "row3x2" if apart == 1 else "row3x2_apart"
+                    self._row3(function, acc, start + pair * (2 * apart), i, first, last)
                 for c in range(2):
                     store(pair * 2 + c, acc[c])
             single = width % 2

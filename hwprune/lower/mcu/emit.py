@@ -77,6 +77,11 @@ def call(name: str, *args: Expr) -> Expr:
     return T.call_extern("int32", f"hwprune_{name}", *args)
 
 
+def call_float(name: str, *args: Expr) -> Expr:
+    """A float32 result of a function of hwprune_float.h."""
+    return T.call_extern("float32", f"hwprune_{name}", *args)
+
+
 def run(name: str, *args: Expr) -> None:
     """A function of the header that returns nothing."""
     T.evaluate(T.call_extern("void", f"hwprune_{name}", *args))
@@ -87,9 +92,9 @@ def at(buffer: Buffer, index: Expr) -> Expr:
     return T.address_of(buffer[index])
 
 
-def accumulators(count: int) -> Buffer:
-    """Local int32 variables; their indices must be plain numbers."""
-    return T.alloc_buffer((count,), "int32", scope="global", annotations=ON_STACK)
+def accumulators(count: int, dtype: str = "int32") -> Buffer:
+    """Local variables; their indices must be plain numbers."""
+    return T.alloc_buffer((count,), dtype, scope="global", annotations=ON_STACK)
 
 
 def bind(value: Expr) -> Expr:
@@ -105,6 +110,11 @@ def i32(value: Expr) -> Expr:
 def i8(value: Expr) -> Expr:
     """The value as int8."""
     return tirx.const(value, "int8") if isinstance(value, int) else tirx.Cast("int8", value)
+
+
+def f32(value: float) -> Expr:
+    """The number as float32."""
+    return tirx.const(float(value), "float32")
 
 
 class loop:  # noqa: N801 - reads as the statement it makes

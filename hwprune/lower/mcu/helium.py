@@ -28,6 +28,7 @@ from hwprune.lower.mcu.emit import (
     run,
     tirx,
 )
+from hwprune.lower.mcu.gather import Gather
 from hwprune.lower.mcu.scaling import Scaling, folded_bias, scaling_of
 from hwprune.quantize.graph import Conv2d, IntegerTensor
 
@@ -86,12 +87,13 @@ class _Body:
     def emit(self) -> None:
         shape, columns = self.shape, self.columns
         row = shape.groups * shape.outputs
+        gather = Gather(shape, self.zero_point, self.buffers)
         with loop(shape.groups) as group, loop(-(-shape.positions // columns)) as tile:
             first = tile * columns
             if shape.positions % columns:
                 first = bind(tirx.min(first, shape.positions - columns))
             with loop(columns) as column:
-                self._gather(first + column, column * self.depth, group)
+                gather.emit(first + column, column * self.depth, group)
             if columns == 1:
                 self._rows(first * row, group)
             else:
@@ -125,7 +127,7 @@ class _Body:
             for j in range(TILE):
                 T.buffer_store(acc, b["cb"][channel + min(j, channels - 1)], [j])
             w = at(b["cw"], (rows + index * TILE) * self.depth)
-            run("dot_rows", at(acc, 0), w, at(b["s"], 0), i32(self.depth))
+            run("dot_1x4", at(acc, 0), at(b["s"], 0), w, i32(self.depth))
             for j in range(channels):
                 constants = self.scaling.channel(b, channel + j)
                 value = self.scaling.value(acc[j], constants)
@@ -136,42 +138,3 @@ class _Body:
                 block(index, TILE)
         if rest:
             block(blocks, rest)
-
-    def _gather(self, position: Expr, to: Expr, group: Expr) -> None:
-        """Copy what one output position reads."""
-        shape, x, s = self.shape, self.buffers["x"], self.buffers["s"]
-        if shape.pointwise:
-            pixel = (position * shape.groups + group) * shape.depth
-            run("copy", at(s, to), at(x, pixel), i32(shape.depth))
-            return
-        row = bind(T.floordiv(position, shape.out_width) * shape.stride[0] - shape.padding[0])
-        left = bind(T.floormod(position, shape.out_width) * shape.stride[1] - shape.padding[1])
-        size = shape.kernel[1] * shape.depth
-        with loop(shape.kernel[0]) as i:
-            y = bind(row + i * shape.dilation[0])
-            start = bind(to + i * size)
-            with T.If(tirx.all(y >= 0, y < shape.height)):
-                with T.Then():
-                    self._gather_row(start, y, left, group)
-                with T.Else():
-                    run("set", at(s, start), i32(self.zero_point), i32(size))
-
-    def _gather_row(self, to: Expr, y: Expr, left: Expr, group: Expr) -> None:
-        shape, depth, taps = self.shape, self.shape.depth, self.shape.kernel[1]
-        x, s, zero = self.buffers["x"], self.buffers["s"], i32(self.zero_point)
-        if shape.contiguous:
-            low = bind(tirx.max(i32(0), tirx.min(i32(taps), 0 - left)))
-            high = bind(tirx.max(low, tirx.min(i32(taps), shape.width - left)))
-            pixel = (y * shape.width + left + low) * depth
-            run("set", at(s, to), zero, low * depth)
-            run("copy", at(s, to + low * depth), at(x, pixel), (high - low) * depth)
-            run("set", at(s, to + high * depth), zero, (taps - high) * depth)
-            return
-        for j in range(taps):
-            column = bind(left + j * shape.dilation[1])
-            with T.If(tirx.all(column >= 0, column < shape.width)):
-                with T.Then():
-                    pixel = ((y * shape.width + column) * shape.groups + group) * depth
-                    run("copy", at(s, to + j * depth), at(x, pixel), i32(depth))
-                with T.Else():
-                    run("set", at(s, to + j * depth), zero, i32(depth))

@@ -26,6 +26,8 @@ from hwprune.lower.mcu.storage import (
 from hwprune.quantize.graph import IntegerGraph, IntegerTensor
 from hwprune.target import Target
 
+KERNELS, FLOATS = "hwprune_kernels.h", "hwprune_float.h"
+_FLOAT = "mcu.float."  # how the rules of kernels that need FLOATS begin
 _NAME = "kernel_name"
 _COLUMNS = 20  # numbers in a line
 
@@ -40,6 +42,7 @@ class KernelCall:
     macs: int
     weight_reads: int  # bytes of weights read
     scratch_bytes: int
+    constant_bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class CModel:
     storage: Storage
     peak: str
     constant_bytes: int
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The files of hwprune that model.c includes."""
+        return headers(self.calls)
 
     @property
     def arena_bytes(self) -> int:
@@ -88,7 +96,15 @@ def lower_to_c(graph: IntegerGraph, target: Target) -> CModel:
     writer = _Writer(graph, kernels, storage)
     source = writer.source()
     calls = tuple(
-        KernelCall(op.name, op.where, k.rule, k.macs, k.weight_reads, k.scratch_bytes)
+        KernelCall(
+            op.name,
+            op.where,
+            k.rule,
+            k.macs,
+            k.weight_reads,
+            k.scratch_bytes,
+            sum(array.nbytes for array in k.constants),
+        )
         for op, k in zip(graph.operators, kernels, strict=True)
         if k is not None
     )
@@ -112,6 +128,13 @@ def _check_size(model: CModel, target: Target) -> None:
             )
 
 
+def headers(calls: Sequence[KernelCall | CKernel]) -> tuple[str, ...]:
+    """The files of hwprune that kernels need."""
+    if any(call.rule.startswith(_FLOAT) for call in calls):
+        return (KERNELS, FLOATS)
+    return (KERNELS,)
+
+
 class _Writer:
     """Text of model.c and model.h. `arrays`: constants by content, with their names."""
 
@@ -123,6 +146,7 @@ class _Writer:
         self.functions: dict[str, str] = {}
 
     def source(self) -> str:
+        made = [kernel for kernel in self.kernels if kernel is not None]
         calls = [self._call(i, k) for i, k in enumerate(self.kernels) if k is not None]
         functions = "\n".join(text.replace(_NAME, name) for text, name in self.functions.items())
         arrays = "\n".join(_array(array, name) for array, name in self.arrays.values())
@@ -131,6 +155,7 @@ class _Writer:
         body = "\n".join(f"{call}\n  HWPRUNE_AFTER({i});" for i, call in enumerate(calls))
         return _SOURCE.format(
             name=_comment(self.graph.name),
+            includes="\n".join(f'#include "{name}"' for name in headers(made)),
             arrays=arrays,
             arena=arena_text,
             functions=functions,
@@ -210,9 +235,12 @@ def pointers(names: Sequence[str], kind: str) -> dict[str, str]:
 def array_text(array: np.ndarray) -> str:
     """The numbers of an array in C."""
     # -2147483648 is no literal of C: its minus is applied to a number that does not fit.
-    numbers = [
-        str(n) if n != -(1 << 31) else "(-2147483647 - 1)" for n in array.reshape(-1).tolist()
-    ]
+    if array.dtype == np.float32:
+        numbers = [f"{n!s}f" for n in array.reshape(-1)]
+    else:
+        numbers = [
+            str(n) if n != -(1 << 31) else "(-2147483647 - 1)" for n in array.reshape(-1).tolist()
+        ]
     lines = [", ".join(numbers[i : i + _COLUMNS]) for i in range(0, len(numbers), _COLUMNS)]
     return ",\n    ".join(lines)
 
@@ -233,10 +261,10 @@ def _comment(text: str) -> str:
 
 
 _SOURCE = """\
-/* {name}: an int8 network compiled by hwprune. */
+/* {name}: a network compiled by hwprune. */
 #include "model.h"
 
-#include "hwprune_kernels.h"
+{includes}
 
 #if defined(__GNUC__)
 #define HWPRUNE_ALIGNED __attribute__((aligned(8)))
@@ -262,12 +290,12 @@ void hwprune_after(int call);
 """
 
 _HEADER = """\
-/* {name}: an int8 network compiled by hwprune. Not reentrant: it has one arena. */
+/* {name}: a network compiled by hwprune. Not reentrant: it has one arena. */
 #ifndef HWPRUNE_MODEL_H
 #define HWPRUNE_MODEL_H
 #include <stdint.h>
 
-/* real = SCALE * (integer - ZERO_POINT); images are height x width x channels. */
+/* int8: real = SCALE * (integer - ZERO_POINT). Images are height x width x channels. */
 {tensors}
 /* Bytes of SRAM between input and output, all of them static. */
 #define HWPRUNE_MODEL_ARENA_BYTES {arena}

@@ -1,10 +1,11 @@
-"""Operators that only move int8 values: concatenation, padding, transposition, a copy."""
+"""Operators that only move values: concatenation, padding, transposition, a copy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 
+from hwprune.float_graph import FloatPad
 from hwprune.lower.mcu.emit import (
     Argument,
     Buffer,
@@ -13,6 +14,7 @@ from hwprune.lower.mcu.emit import (
     T,
     bind,
     build_function,
+    f32,
     i8,
     loop,
     tirx,
@@ -39,7 +41,18 @@ def concat(op: ops.Concat, inputs: Sequence[IntegerTensor], y: IntegerTensor) ->
 
 
 def pad(op: ops.Pad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
-    """An image with a border of one value."""
+    """An int8 image with a border of one value."""
+    return _bordered(op, inputs, y, i8(op.value))
+
+
+def float_pad(op: FloatPad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+    """A float32 image with zeros around it."""
+    return _bordered(op, inputs, y, f32(0.0))
+
+
+def _bordered(
+    op: ops.Pad | FloatPad, inputs: Sequence[IntegerTensor], y: IntegerTensor, border: Expr
+) -> CKernel:
     _, height, width, channels = inputs[0].shape
     top, left = op.padding[:2]
 
@@ -51,7 +64,7 @@ def pad(op: ops.Pad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKern
                 with T.Then():
                     T.buffer_store(y, x0[(h * width + w) * channels + channel], [place])
                 with T.Else():
-                    T.buffer_store(y, i8(op.value), [place])
+                    T.buffer_store(y, border, [place])
 
     _, rows, columns, _ = y.shape
     arguments = _arguments(inputs, y)

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hwprune import float_graph as floats
 from hwprune.errors import LoweringError
-from hwprune.lower.mcu import conv, depthwise, elementwise, helium, move, plain, pool
+from hwprune.lower.mcu import (
+    conv,
+    depthwise,
+    elementwise,
+    float_conv,
+    float_values,
+    helium,
+    helium_depthwise,
+    move,
+    plain,
+    pool,
+)
 from hwprune.lower.mcu.emit import CKernel
 from hwprune.lower.mcu.linear import as_convolution
 from hwprune.quantize import graph as ops
@@ -30,6 +42,15 @@ _RULES: dict[type[ops.Operator], Rule] = {
     ops.Pad: move.pad,
     ops.Transpose: move.transpose,
     ops.Reshape: move.copy,
+    floats.FloatConv2d: lambda op, inputs, y: float_conv.conv(op, inputs[0], y),
+    floats.FloatLinear: lambda op, inputs, y: float_conv.linear(op, inputs[0], y),
+    floats.FloatPair: float_values.pair,
+    floats.FloatPool: float_values.pool,
+    floats.FloatMean: float_values.mean,
+    floats.FloatPad: move.float_pad,
+    floats.FloatFunction: float_values.function,
+    floats.FloatPrelu: float_values.prelu,
+    floats.FloatSoftmax: float_values.softmax,
 }
 
 
@@ -59,7 +80,8 @@ def _conv(op: ops.Conv2d, x: IntegerTensor, y: IntegerTensor, isa: Sequence[str]
     if "dsp" not in isa:
         return plain.conv(op, x, y)
     if depthwise.is_depthwise(op):
-        return depthwise.depthwise(op, x, y)
+        vectors = "mve" in isa and helium_depthwise.takes(op)
+        return helium_depthwise.depthwise(op, x, y) if vectors else depthwise.depthwise(op, x, y)
     if "mve" in isa:
         return helium.conv(op, x, y)
     return conv.conv(op, x, y)

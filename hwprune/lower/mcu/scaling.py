@@ -47,10 +47,10 @@ class Scaling:
         start = bind(i32(2 * self.zero_point + 1) * T.shift_left(i32(1), shift - 1))
         return multiplier, start, shift
 
-    def value(self, acc: Expr, channel: tuple[Expr, ...]) -> Expr:
-        """The int8 of an accumulator."""
+    def value(self, acc: Expr, channel: tuple[Expr, ...], twice: bool = False) -> Expr:
+        """The int8 of an accumulator, or of twice its value (only where `fast`)."""
         if self.fast:
-            scaled = call("scale", acc, *channel)
+            scaled = call("scale_twice" if twice else "scale", acc, *channel)
         else:
             scaled = call("requantize", acc, *channel) + i32(self.zero_point)
         return i8(call("clamp", scaled, *map(i32, self.clamp)))

@@ -57,6 +57,21 @@ def moves_nothing(graph: IntegerGraph, index: int) -> bool:
 
 
 def _plan(graph: IntegerGraph, kernels: Sequence[CKernel | None], reuse: bool) -> Storage:
+    live = lifetimes(graph, kernels, reuse)
+    return Storage(plan_memory(live.values), live.place, live.in_place)
+
+
+@dataclass(frozen=True)
+class Live:
+    """Values with the calls that they are alive through; the rest as in `Storage`."""
+
+    values: list[Lifetime]
+    place: dict[str, str]
+    in_place: tuple[str, ...]
+
+
+def lifetimes(graph: IntegerGraph, kernels: Sequence[CKernel | None], reuse: bool = True) -> Live:
+    """What has to lie in the arena, and when; `reuse`: in place where that is legal."""
     apart = {*graph.inputs, *graph.outputs}
     place: dict[str, str] = {}
     last: dict[str, int] = {}
@@ -98,4 +113,4 @@ def _plan(graph: IntegerGraph, kernels: Sequence[CKernel | None], reuse: bool) -
     for i, kernel in enumerate(kernels):
         if kernel is not None and kernel.scratch_bytes:
             values.append(Lifetime(scratch_name(i), aligned(kernel.scratch_bytes), i, i))
-    return Storage(plan_memory(values), place, tuple(written))
+    return Live(values, place, tuple(written))

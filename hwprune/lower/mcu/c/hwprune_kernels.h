@@ -19,6 +19,13 @@
 #define HWPRUNE_MVE 0
 #endif
 
+/* Assembly of Helium is written for GCC's constraints. */
+#if HWPRUNE_MVE && !defined(__clang__)
+#define HWPRUNE_MVE_ASM 1
+#else
+#define HWPRUNE_MVE_ASM 0
+#endif
+
 #if defined(__GNUC__)
 #define HWPRUNE_INLINE static inline __attribute__((always_inline, unused))
 #else
@@ -36,6 +43,14 @@
 
 /* Volatile: keeps GCC's scheduler from filling more registers with loads than there are. */
 #define HWPRUNE_ASM __asm__ volatile
+
+#if defined(__clang__)
+#define HWPRUNE_UNROLL _Pragma("unroll 16")
+#elif defined(__GNUC__)
+#define HWPRUNE_UNROLL _Pragma("GCC unroll 16")
+#else
+#define HWPRUNE_UNROLL
+#endif
 
 /* Between writing a scratch buffer and reading it from assembly that names no memory. */
 #if defined(__GNUC__)
@@ -170,6 +185,27 @@ HWPRUNE_INLINE int32_t hwprune_scale(int32_t x, int32_t multiplier, int32_t star
   return (t + (t >> 31) + start) >> right;
 }
 
+/* The same of 2x, which saves the doubling. */
+HWPRUNE_INLINE int32_t hwprune_scale_twice(
+    int32_t twice, int32_t multiplier, int32_t start, int32_t right) {
+#if HWPRUNE_DSP
+  int32_t t;
+  __asm__("smmulr %0, %1, %2" : "=r"(t) : "r"(twice), "r"(multiplier));
+#else
+  const int32_t t = (int32_t)(((int64_t)twice * multiplier + (1u << 31)) >> 32);
+#endif
+  return (t + (t >> 31) + start) >> right;
+}
+
+/* Both halves of a word doubled; they have room for it. */
+HWPRUNE_INLINE int32_t hwprune_twice(int32_t pair) {
+#if HWPRUNE_DSP
+  return (int32_t)__sadd16(pair, pair);
+#else
+  return hwprune_pair(2 * hwprune_low(pair), 2 * hwprune_high(pair));
+#endif
+}
+
 /* Widen n bytes to int16 pairs, every `pitch` words; n a multiple of four. Within four the order is
    0, 2, 1, 3, as sign extension leaves them. */
 HWPRUNE_INLINE void hwprune_widen4(int16_t *to, const int8_t *from, int32_t n, int32_t pitch) {
@@ -223,21 +259,31 @@ HWPRUNE_INLINE void hwprune_fill(
   }
 }
 
-/* One channel of an image as rows of int16, `pitch` apart; pixels lie `step` bytes apart.
-   Volatile: GCC would otherwise join neighbouring values, which costs more than it saves. */
+/* n neighbours of a row of one channel. Volatile: GCC would otherwise join neighbouring values, which
+   costs more than it saves. */
+#define HWPRUNE_WIDEN_ROW(n)               \
+  for (int32_t k = 0; k < (n); ++k) {      \
+    ((volatile int16_t *)t)[k] = f[k * step]; \
+  }                                        \
+  t += (n);                                \
+  f += (n) * step
+
+/* One channel of an image as rows of int16, `pitch` apart; pixels lie `step` bytes apart. */
 HWPRUNE_INLINE void hwprune_plane(int16_t *to, const int8_t *from, int32_t rows, int32_t columns,
                                   int32_t row_bytes, int32_t pitch, int32_t step) {
   for (int32_t r = 0; r < rows; ++r, to += pitch, from += row_bytes) {
-    volatile int16_t *t = to;
+    int16_t *t = to;
     const int8_t *f = from;
-    const volatile int16_t *const end = to + columns;
-    for (; t + 4 <= end; t += 4, f += 4 * step) {
-      t[0] = f[0];
-      t[1] = f[step];
-      t[2] = f[2 * step];
-      t[3] = f[3 * step];
+    for (const int16_t *const end = t + (columns & ~7); t < end;) {
+      HWPRUNE_UNROLL HWPRUNE_WIDEN_ROW(8);
     }
-    for (; t < end; ++t, f += step) {
+    if (columns & 4) {
+      HWPRUNE_UNROLL HWPRUNE_WIDEN_ROW(4);
+    }
+    if (columns & 2) {
+      HWPRUNE_UNROLL HWPRUNE_WIDEN_ROW(2);
+    }
+    if (columns & 1) {
       *t = *f;
     }
   }
@@ -387,6 +433,30 @@ HWPRUNE_INLINE void hwprune_row3x2(
 #endif
 }
 
+/* The same for two outputs two columns apart: five values and one more.
+   first: (w0, w1). last: w2 in its high half. */
+HWPRUNE_INLINE void hwprune_row3x2_apart(
+    int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
+#if HWPRUNE_DSP
+  int32_t x0, x1;
+  HWPRUNE_ASM(
+      "ldrd %[x0], %[x1], [%[x], %[p]]\n\t"
+      "smlad %[a], %[x0], %[first], %[a]\n\t"
+      "smlabt %[a], %[x1], %[last], %[a]\n\t"
+      "ldr %[x0], [%[x], %[q]]\n\t"
+      "smlad %[b], %[x1], %[first], %[b]\n\t"
+      "smlabt %[b], %[x0], %[last], %[b]"
+      : [x0] "=&r"(x0), [x1] "=&r"(x1), [a] "+r"(acc[0]), [b] "+r"(acc[1])
+      : [x] "r"(x), [p] "i"(2 * offset), [q] "i"(2 * offset + 8), [first] "r"(first),
+        [last] "r"(last));
+#else
+  x += offset;
+  const int32_t w0 = hwprune_low(first), w1 = hwprune_high(first), w2 = hwprune_high(last);
+  acc[0] += x[0] * w0 + x[1] * w1 + x[2] * w2;
+  acc[1] += x[2] * w0 + x[3] * w1 + x[4] * w2;
+#endif
+}
+
 /* The same for one output: three values and one more, aligned to four bytes. */
 HWPRUNE_INLINE void hwprune_row3(
     int32_t *acc, const int16_t *x, const int32_t offset, int32_t first, int32_t last) {
@@ -427,18 +497,19 @@ HWPRUNE_INLINE void hwprune_set(int8_t *to, int32_t value, int32_t n) {
 #endif
 }
 
-/* One channel by four columns of `depth` inputs each, a multiple of 16. */
+/* One row by four, `depth` long each (a multiple of 16) and side by side: a channel by four columns,
+   or a column by four channels. */
 HWPRUNE_INLINE void hwprune_dot_1x4(
-    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
+    int32_t *acc, const int8_t *one, const int8_t *four, const int32_t depth) {
 #if HWPRUNE_MVE
   int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
-  const int8_t *const end = w + depth;
-  for (; w < end; w += 16, x += 16) {
-    const int8x16_t v = vldrbq_s8(w);
-    a = vmladavaq_s8(a, v, vldrbq_s8(x));
-    b = vmladavaq_s8(b, v, vldrbq_s8(x + depth));
-    c = vmladavaq_s8(c, v, vldrbq_s8(x + 2 * depth));
-    d = vmladavaq_s8(d, v, vldrbq_s8(x + 3 * depth));
+  const int8_t *const end = one + depth;
+  for (; one < end; one += 16, four += 16) {
+    const int8x16_t v = vldrbq_s8(one);
+    a = vmladavaq_s8(a, v, vldrbq_s8(four));
+    b = vmladavaq_s8(b, v, vldrbq_s8(four + depth));
+    c = vmladavaq_s8(c, v, vldrbq_s8(four + 2 * depth));
+    d = vmladavaq_s8(d, v, vldrbq_s8(four + 3 * depth));
   }
   acc[0] = a;
   acc[1] = b;
@@ -447,34 +518,152 @@ HWPRUNE_INLINE void hwprune_dot_1x4(
 #else
   for (int32_t j = 0; j < 4; ++j) {
     for (int32_t k = 0; k < depth; ++k) {
-      acc[j] += w[k] * x[j * depth + k];
+      acc[j] += one[k] * four[j * depth + k];
     }
   }
 #endif
 }
 
-/* Four channels, `depth` apart, by one column. */
-HWPRUNE_INLINE void hwprune_dot_rows(
-    int32_t *acc, const int8_t *w, const int8_t *x, const int32_t depth) {
-#if HWPRUNE_MVE
-  int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
-  const int8_t *const end = x + depth;
-  for (; x < end; w += 16, x += 16) {
-    const int8x16_t v = vldrbq_s8(x);
-    a = vmladavaq_s8(a, v, vldrbq_s8(w));
-    b = vmladavaq_s8(b, v, vldrbq_s8(w + depth));
-    c = vmladavaq_s8(c, v, vldrbq_s8(w + 2 * depth));
-    d = vmladavaq_s8(d, v, vldrbq_s8(w + 3 * depth));
+#if HWPRUNE_MVE_ASM
+/* hwprune_requantize of four values; `any`: some shift may be to the left, or none. */
+HWPRUNE_INLINE int32x4_t hwprune_requantize4(
+    int32x4_t x, const int32_t *multiplier, const int32_t *shift, const int32_t any) {
+  int32x4_t s = vldrwq_s32(shift);
+  if (any) {
+    x = vshlq_s32(x, vmaxq_s32(s, vdupq_n_s32(0)));
+    s = vminq_s32(s, vdupq_n_s32(0));
   }
-  acc[0] = a;
-  acc[1] = b;
-  acc[2] = c;
-  acc[3] = d;
+  const int32x4_t t = vqrdmulhq_s32(x, vldrwq_s32(multiplier));
+  return vrshlq_s32(vaddq_s32(t, vshrq_n_s32(any ? vandq_s32(t, s) : t, 31)), s);
+}
+
+/* Two taps, or one, of 16 channels: products summed in int16, then in int32. Assembly, for GCC loads
+   ahead until it has to spill; the second load of x1 saves the ninth of eight registers.
+   LOAD: what loads an input, with or without predicate. */
+#define HWPRUNE_WIDEN_ADD(even, odd)                                                     \
+  "vmovlb.s16 %q[c], %q[" even "]\n\tvadd.i32 %q[a0], %q[a0], %q[c]\n\t"                 \
+  "vmovlt.s16 %q[c], %q[" even "]\n\tvadd.i32 %q[a1], %q[a1], %q[c]\n\t"                 \
+  "vmovlb.s16 %q[c], %q[" odd "]\n\tvadd.i32 %q[a2], %q[a2], %q[c]\n\t"                  \
+  "vmovlt.s16 %q[c], %q[" odd "]\n\tvadd.i32 %q[a3], %q[a3], %q[c]"
+#define HWPRUNE_TAP(LOAD)                                                                \
+  LOAD " %q[a], [%[x0]]\n\tvldrb.8 %q[b], [%[w]], #16\n\t"                               \
+  "vmullb.s8 %q[e], %q[a], %q[b]\n\tvmullt.s8 %q[a], %q[a], %q[b]\n\t"
+#define HWPRUNE_TAPS(LOAD)                                                               \
+  HWPRUNE_TAP(LOAD) LOAD " %q[b], [%[x1]]\n\tvldrb.8 %q[c], [%[w]], #16\n\t"             \
+  "vmullb.s8 %q[b], %q[b], %q[c]\n\tvadd.i16 %q[e], %q[e], %q[b]\n\t"                    \
+  LOAD " %q[b], [%[x1]]\n\t"                                                             \
+  "vmullt.s8 %q[b], %q[b], %q[c]\n\tvadd.i16 %q[a], %q[a], %q[b]\n\t"
+#define HWPRUNE_SOME "vpst\n\tvldrbt.8"
+#define HWPRUNE_TAPS_OPERANDS                                                            \
+  : [a0] "+w"(acc[0]), [a1] "+w"(acc[1]), [a2] "+w"(acc[2]), [a3] "+w"(acc[3]),          \
+    [w] "+r"(w), [a] "=&w"(a), [b] "=&w"(b), [c] "=&w"(c), [e] "=&w"(e)                  \
+  : [x0] "r"(x0), [x1] "r"(x1)
+
+/* `two` taps at x0 and x1, else x0 alone; the first n channels of 16. Returns the weights after. */
+HWPRUNE_INLINE const int8_t *hwprune_taps16(int32x4_t *acc, const int8_t *w, const int8_t *x0,
+                                            const int8_t *x1, const int32_t n, const int32_t two) {
+  int8x16_t a, b, c, e;
+  const mve_pred16_t some = vctp8q((uint32_t)n);
+  if (n >= 16 && two) {
+    HWPRUNE_ASM(HWPRUNE_TAPS("vldrb.8") HWPRUNE_WIDEN_ADD("e", "a") HWPRUNE_TAPS_OPERANDS);
+  } else if (n >= 16) {
+    HWPRUNE_ASM(HWPRUNE_TAP("vldrb.8") HWPRUNE_WIDEN_ADD("e", "a") HWPRUNE_TAPS_OPERANDS);
+  } else if (two) {
+    HWPRUNE_ASM(HWPRUNE_TAPS(HWPRUNE_SOME) HWPRUNE_WIDEN_ADD("e", "a")
+                    HWPRUNE_TAPS_OPERANDS, [some] "Up"(some));
+  } else {
+    HWPRUNE_ASM(HWPRUNE_TAP(HWPRUNE_SOME) HWPRUNE_WIDEN_ADD("e", "a")
+                    HWPRUNE_TAPS_OPERANDS, [some] "Up"(some));
+  }
+  return w;
+}
+
+/* int8 of the accumulators of 16 channels. */
+HWPRUNE_INLINE int8x16_t hwprune_narrow16(int32x4_t *acc, const int32_t *multiplier,
+                                          const int32_t *shift, const int32_t any,
+                                          const int32_t zero_point, const int32_t low,
+                                          const int32_t high) {
+  HWPRUNE_UNROLL
+  for (int32_t k = 0; k < 4; ++k) {
+    acc[k] = hwprune_requantize4(acc[k], multiplier + 4 * k, shift + 4 * k, any);
+  }
+  int16x8_t even = vqmovntq_s32(vqmovnbq_s32(vuninitializedq_s16(), acc[0]), acc[1]);
+  int16x8_t odd = vqmovntq_s32(vqmovnbq_s32(vuninitializedq_s16(), acc[2]), acc[3]);
+  even = vqaddq_n_s16(even, (int16_t)zero_point);
+  odd = vqaddq_n_s16(odd, (int16_t)zero_point);
+  int8x16_t made = vqmovntq_s16(vqmovnbq_s16(vuninitializedq_s8(), even), odd);
+  if (low > -128) {
+    made = vmaxq_s8(made, vdupq_n_s8((int8_t)low));
+  }
+  if (high < 127) {
+    made = vminq_s8(made, vdupq_n_s8((int8_t)high));
+  }
+  return made;
+}
+
+/* A block of up to 16 channels of one position; x: its first tap. Returns the weights of the next. */
+HWPRUNE_INLINE const int8_t *hwprune_block16(
+    int8_t *y, const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *multiplier,
+    const int32_t *shift, const int32_t down, const int32_t right, const int32_t taps,
+    const int32_t kw, const int32_t n, const int32_t any, const int32_t zero_point,
+    const int32_t low, const int32_t high) {
+  int32x4_t acc[4];
+  HWPRUNE_UNROLL
+  for (int32_t k = 0; k < 4; ++k) {
+    acc[k] = vldrwq_s32(bias + 4 * k);
+  }
+  const int32_t next = down - (kw - 1) * right;
+  HWPRUNE_UNROLL
+  for (int32_t t = 0; t < taps; t += 2) {
+    const int8_t *const second = x + ((t + 1) % kw ? right : next);
+    w = hwprune_taps16(acc, w, x, second, n, t + 1 < taps);
+    x = second + ((t + 2) % kw ? right : next);
+  }
+  const int8x16_t made = hwprune_narrow16(acc, multiplier, shift, any, zero_point, low, high);
+  if (n >= 16) {
+    vstrbq_s8(y, made);
+  } else {
+    vstrbq_p_s8(y, made, vctp8q((uint32_t)n));
+  }
+  return w;
+}
+#endif
+
+/* One position of a depthwise convolution, all channels: the window lies in x, taps `row` and
+   `column` bytes apart, or in a copy, `copy_row` and `copy_column` apart.
+   w: blocks of 16 channels, tap by tap. bias, multiplier, shift: 16 of a block in the order of
+   ORDER in helium_depthwise.py. No weight is -128. */
+HWPRUNE_INLINE void hwprune_depthwise(
+    int8_t *y, const int8_t *x, const int8_t *copy, const int32_t inside, const int8_t *w,
+    const int32_t *bias, const int32_t *multiplier, const int32_t *shift, const int32_t row,
+    const int32_t column, const int32_t copy_row, const int32_t copy_column, const int32_t kh,
+    const int32_t kw, const int32_t channels, const int32_t any, const int32_t zero_point,
+    const int32_t low, const int32_t high) {
+  const int32_t taps = kh * kw, down = inside ? row : copy_row;
+  const int32_t right = inside ? column : copy_column;
+  x = inside ? x : copy;
+#if HWPRUNE_MVE_ASM
+  const int32_t whole = channels & ~15;
+  int32_t c = 0;
+  for (; c < whole; c += 16) {
+    w = hwprune_block16(y + c, x + c, w, bias + c, multiplier + c, shift + c, down, right, taps, kw,
+                        16, any, zero_point, low, high);
+  }
+  if (whole < channels) {
+    hwprune_block16(y + c, x + c, w, bias + c, multiplier + c, shift + c, down, right, taps, kw,
+                    channels & 15, any, zero_point, low, high);
+  }
 #else
-  for (int32_t j = 0; j < 4; ++j) {
-    for (int32_t k = 0; k < depth; ++k) {
-      acc[j] += w[j * depth + k] * x[k];
+  (void)any;
+  for (int32_t c = 0; c < channels; ++c) {
+    const int32_t block = c & ~15, lane = c & 15;
+    const int32_t k = block + 4 * (2 * (lane & 1) + ((lane >> 1) & 1)) + (lane >> 2);
+    int32_t acc = bias[k];
+    for (int32_t t = 0; t < taps; ++t) {
+      acc += x[t / kw * down + t % kw * right + c] * w[block * taps + 16 * t + lane];
     }
+    acc = hwprune_requantize(acc, multiplier[k], shift[k]) + zero_point;
+    y[c] = (int8_t)hwprune_clamp(acc, low, high);
   }
 #endif
 }
