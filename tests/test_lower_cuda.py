@@ -1,0 +1,195 @@
+"""The GPU rules: their CUDA source, run by a C++ compiler, against torch in float64."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwprune.capture import capture, specialize
+from hwprune.cuda_emulate import EmulatedKernels
+from hwprune.dtype import in_dtype
+from hwprune.errors import LoweringError
+from hwprune.lower import fold_batch_norm, lower, parameters
+from hwprune.lower.cuda import schedule
+from hwprune.lower.cuda.context import Context
+from hwprune.lower.cuda.source import cuda_source, launch_of
+from hwprune.lower.cuda.tiles import TENSOR_TILES, VECTOR_TILES, choose
+from hwprune.lower.for_target import fuse_for
+from hwprune.lower.kernels import kernel_for, tvm_target
+from hwprune.lower.reference import evaluate, pack, unpack
+from hwprune.lower.spec import NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
+from hwprune.target import load_target
+from tests.cuda_cases import CASES, conv, image, linear
+
+TARGET = load_target("nvidia-h200")
+# Half a unit in the last place of the result, and what rounded products of it add: float32's sums
+# have an error of their own; TF32 rounds factors to 10 bits of mantissa.
+TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 2e-6, "tf32": 1e-3}
+LARGE = "conv_in_a_tile_of_eight_warps"
+TF32 = {
+    "conv": conv(image(1, 24, 9, 9, dtype="float32"), 40, 3),
+    "linear": linear(20, 48, 16, "float32"),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> tuple[list[str], EmulatedKernels]:
+    """All kernels in one library, by name."""
+    made: dict[str, Kernel] = {}
+    for name, workload in CASES.items():
+        made[name] = kernel_for(workload, TARGET, 1)
+    for name, workload in TF32.items():
+        found = schedule(workload, TARGET, tf32=True)
+        assert found is not None
+        made[f"tf32_{name}"] = found
+    assert TARGET.gpu is not None
+    small = replace(TARGET, gpu=replace(TARGET.gpu, sms=1))  # which gets the largest tile
+    made[LARGE] = kernel_for(conv(image(2, 64, 8, 8), 128, 3), small, 1)
+    return list(made), EmulatedKernels(list(made.values()), TARGET)
+
+
+@pytest.mark.parametrize("name", [*CASES, *(f"tf32_{name}" for name in TF32), LARGE])
+def test_kernel_equals_torch(name: str, kernels: tuple[list[str], EmulatedKernels]) -> None:
+    names, emulated = kernels
+    i = names.index(name)
+    kernel = emulated.kernels[i]
+    workload = kernel.workload
+    assert kernel.rule.startswith("cuda.")
+    rng = np.random.default_rng(i)
+    inputs = [_tensor(s, rng) for s in workload.inputs]
+    params = [_tensor(s, rng) for s in workload.params]
+    if params:
+        params[0] = (params[0] / np.sqrt(max(1, params[0][0].numel()))).to(params[0].dtype)
+    wanted = evaluate(workload, [t.double() for t in inputs], [p.double() for p in params])
+    packed = kernel.pack(tuple(p.float().numpy() for p in params))
+    got = emulated.run(i, [*map(_physical, inputs, workload.inputs), *packed])
+    found = unpack(torch.from_numpy(got.astype(np.float64)), workload.output)
+    assert np.isfinite(got.astype(np.float32)).all()  # the channels that pad a pixel included
+    tolerance = TOLERANCES["tf32" if name.startswith("tf32") else workload.output.dtype]
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+def _tensor(spec: TensorSpec, rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(spec.shape)).to(getattr(torch, spec.dtype))
+
+
+def _physical(tensor: Tensor, spec: TensorSpec) -> np.ndarray:
+    """As it lies in memory, with numbers that matter to nobody in the channels that pad a pixel."""
+    memory = pack(tensor, spec, 1)
+    if spec.layout in (NHWC, NHWC_LAST):
+        memory[..., spec.image[1] :] = 7.0
+    return memory.float().contiguous().numpy().astype(numpy_type(spec.dtype))
+
+
+class Net(nn.Module):
+    """A strided convolution, an inverted residual, an attention-like gate and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1), nn.BatchNorm2d(10), nn.ReLU6())
+        self.wide = nn.Conv2d(10, 30, 1)
+        self.deep = nn.Conv2d(30, 30, 3, 1, 1, groups=30)
+        self.thin = nn.Conv2d(30, 10, 1)
+        self.gate = nn.Conv2d(10, 10, 1)
+        self.head = nn.Linear(10, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        x = self.stem(x)
+        x = x + self.thin(torch.relu(self.deep(torch.relu(self.wide(x)))))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(nn.functional.max_pool2d(x, 2).mean((2, 3)))
+
+
+def test_a_network_of_kernels_equals_torch() -> None:
+    """The calls in order, through their aliases, in float16."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16)
+    target = in_dtype(TARGET, "float16")
+    folded = fold_batch_norm(specialize(capture(Net().eval(), (x,))))
+    fused = fuse_for(folded, target)
+    assert {t.dtype for c in fused.calls for t in c.workload.inputs} == {"float16"}
+    distinct: list[Workload] = list(dict.fromkeys(c.workload for c in fused.calls))
+    made = {w: kernel_for(w, target, 1) for w in distinct}
+    emulated = EmulatedKernels([made[w] for w in distinct], target)
+    values = {fused.inputs[0]: x.numpy().astype(np.float16)}
+
+    def read(name: str) -> np.ndarray:
+        if name not in values:
+            base = fused.aliases[name]
+            values[name] = read(base).reshape(fused.specs[name].physical(1))
+        return values[name]
+
+    for call in fused.calls:
+        weights = parameters.weights(call, made, folded.module)
+        arguments = [*map(read, call.args), *weights]
+        values[call.output] = emulated.run(distinct.index(call.workload), arguments)
+    with torch.no_grad():
+        wanted = folded.module(x).numpy()
+    found = read(fused.outputs[0]).astype(np.float64)
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 2e-3
+
+
+def test_tiles_fit_the_smallest_blocks() -> None:
+    """On a block of 48 KiB as on one of 227, and a kernel says what it takes."""
+    for shared in (49_152, 232_448):
+        context = Context(2, shared, True)
+        for rows, cols, chunks, tensor in (
+            (12544, 64, 27, True),
+            (49, 2048, 256, True),
+            (12544, 1000, 512, False),
+            (1, 8, 1, False),
+        ):
+            tile = choose(rows, cols, chunks, 1, tensor, context)
+            assert tile.shared_bytes <= shared
+    kernel = kernel_for(CASES["conv_1x1"], TARGET, 1)
+    launch = launch_of(kernel.func)
+    assert launch.shared_bytes <= 232_448
+    assert launch.threads % 32 == 0
+    assert all(t.rows % (16 * t.warps[0]) == 0 for t, _ in (*TENSOR_TILES, *VECTOR_TILES))
+
+
+def test_larger_products_get_larger_tiles() -> None:
+    """A whole GPU of blocks is worth more than efficient ones."""
+    context = Context.of(TARGET)
+    large = choose(256 * 3136, 256, 64, 1, True, context)
+    small = choose(49, 64, 64, 1, True, context)
+    assert large.rows * large.cols > small.rows * small.cols
+
+
+def test_same_workload_same_source() -> None:
+    target = tvm_target(TARGET)
+    sources = {cuda_source({"k0": schedule_of(CASES["linear"]).func}, target) for _ in range(2)}
+    assert len(sources) == 1
+    assert re.search(r"hwp_product<half, \d, \d, \d>", sources.pop())
+
+
+def schedule_of(workload: Workload) -> Kernel:
+    """The rule's kernel, made anew."""
+    found = schedule(workload, TARGET)
+    assert found is not None
+    return found
+
+
+def test_overflow_of_half_is_named() -> None:
+    """Where float32 has a number and float16 infinity."""
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4, bias=False)
+            nn.init.constant_(self.layer.weight, 300.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    program = specialize(capture(Large(), (torch.full((2, 4), 100.0),)))
+    with pytest.raises(LoweringError, match=r"is 1\.2e\+05, and float16 ends at 65504") as raised:
+        lower(program, in_dtype(TARGET, "float16"), 1)
+    assert "self.layer(x)" in str(raised.value) or "linear" in str(raised.value)
+    assert lower(program, in_dtype(TARGET, "bfloat16"), 1).calls[0].workload.op == "linear"
