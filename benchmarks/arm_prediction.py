@@ -131,7 +131,7 @@ def validate(
     """A row of errors for every way to judge, and for every algorithm."""
     measured = np.array([s.measured_us for s in samples])
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "proportional to MACs": lambda: _proportional(samples, rows),
+        "proportional to MACs": lambda: proportional(samples, rows),
     }
     if options.fit:
         families = [replace(s, layer=r.family) for s, r in zip(samples, rows, strict=True)]
@@ -162,7 +162,7 @@ def validate(
     return found
 
 
-def _proportional(samples: Sequence[Sample], rows: Sequence[MeasuredConv]) -> np.ndarray:
+def proportional(samples: Sequence[Sample], rows: Sequence[MeasuredConv]) -> np.ndarray:
     """What counting multiply-accumulates says, one rate an algorithm: the median of all rows."""
     macs = np.array([row.shape.macs for row in rows], dtype=float)
     measured = np.array([s.measured_us for s in samples])

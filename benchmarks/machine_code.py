@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from hwprune.errors import ToolchainError
-from hwprune.target import Core
+from hwprune.target import FLOAT16, FLOAT32, Core
 
 ANALYSERS = ("llvm-mca", *(f"llvm-mca-{version}" for version in range(22, 13, -1)))
 ITERATIONS = 100
@@ -23,6 +23,7 @@ REGISTERS = 24  # independent multiply-adds that hide the latency of any core
 
 _LABEL = re.compile(r"(\.LBB\w+):")
 _JUMP = re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.LBB\w+)$")
+_FRAME = re.compile(r"(mov|add)\s+x29, sp\b")
 _FUNCTION = re.compile(r"[A-Za-z_]\w*:")
 _VECTOR = r"\b[qdvsbh]\d+\b"
 
@@ -57,7 +58,9 @@ class Loop:
         """Cycles of a core's loads: of whole vectors as it says, of less one at least."""
         whole = others = 0
         for line in self.having(r"^ld"):
-            loaded = re.findall(_VECTOR, line.split("[")[0].replace(".4s", "").replace("{ v", "q"))
+            loaded = re.findall(
+                _VECTOR, re.sub(r"\.\d+[hs]", "", line.split("[")[0]).replace("{ v", "q")
+            )
             wide = sum(register.startswith("q") for register in loaded)
             whole, others = whole + wide, others + (wide == 0)
         return whole / core.loads_per_cycle + others / max(core.loads_per_cycle, 1)
@@ -87,19 +90,30 @@ class Analysis:
 
 
 def innermost_loops(assembly: str) -> list[Loop]:
-    """Every stretch that ends in a jump back to its start and holds no other such stretch."""
-    found: list[Loop] = []
+    """The innermost loops of Arm assembly."""
+    return [Loop(*body) for body in innermost_bodies(assembly, _JUMP, _FRAME)]
+
+
+def innermost_bodies(
+    assembly: str, jump: re.Pattern[str], frame: re.Pattern[str]
+) -> list[tuple[tuple[str, ...], bool]]:
+    """Every stretch that ends in a jump back to its start and holds no other such stretch.
+
+    Its lines, and whether its function has a frame. `jump` captures a label, `frame` matches what
+    sets the frame's register: the instruction set is told by these two.
+    """
+    found: list[tuple[tuple[str, ...], bool]] = []
     for function in _functions(assembly):
         labels = {m[1]: i for i, line in enumerate(function) if (m := _LABEL.match(line))}
         spans = [
             (labels[m[1]], i)
             for i, line in enumerate(function)
-            if (m := _JUMP.match(line)) and labels.get(m[1], i + 1) <= i
+            if (m := jump.match(line)) and labels.get(m[1], i + 1) <= i
         ]
-        framed = any(re.match(r"(mov|add)\s+x29, sp\b", line) for line in function)
+        framed = any(frame.match(line) for line in function)
         for start, end in spans:
             if not any(s != (start, end) and start <= s[0] and s[1] <= end for s in spans):
-                found.append(Loop(tuple(function[start : end + 1]), framed))
+                found.append((tuple(function[start : end + 1]), framed))
     return found
 
 
@@ -152,9 +166,10 @@ def analyse(loop: Loop, cpu: str, iterations: int = ITERATIONS) -> Analysis:
 
 
 @cache
-def peak(cpu: str) -> float:
+def peak(cpu: str, dtype: str = FLOAT32) -> float:
     """Vector multiply-adds a cycle that the model of a CPU starts at most."""
-    lines = tuple(f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(REGISTERS))
+    form = "fmla v{}.8h, v30.8h, v0.h[0]" if dtype == FLOAT16 else "fmla v{}.4s, v30.4s, v0.s[0]"
+    lines = tuple(form.format(i + 1) for i in range(REGISTERS))
     return REGISTERS / analyse(Loop(lines), cpu, MANY).cycles
 
 

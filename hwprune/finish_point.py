@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hwprune.errors import HwpruneError
 from hwprune.shown import show_artifact, shown_progress
+
+if TYPE_CHECKING:
+    from hwprune.remote.address import Boards
 
 
 def finish_point(
@@ -14,6 +18,7 @@ def finish_point(
     point: int | None,
     recover: str | None,
     given_too: list[str],
+    boards: Boards | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -31,5 +36,7 @@ def finish_point(
         )
     how = load_function(recover, "--recover") if recover is not None else None
     with shown_progress(as_json) as progress:
-        report = compile_point(from_search, point, out=out, recover=how, progress=progress)
+        report = compile_point(
+            from_search, point, out=out, recover=how, boards=boards, progress=progress
+        )
     show_artifact(report, out, as_json)

@@ -11,14 +11,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from hwprune.account import add_latency
+from hwprune.account import add_estimate
 from hwprune.atomic import check_writable
-from hwprune.bench import interleaved
+from hwprune.bench import Network
 from hwprune.build import build
 from hwprune.capture import capture
 from hwprune.errors import HwpruneError
+from hwprune.estimate import estimate_pair
+from hwprune.final_latency import add_measured
+from hwprune.front_times import DEVICE, source_of
+from hwprune.predict.fill import MODEL
 from hwprune.program import Program
 from hwprune.progress import Clock, Progress, Silent
+from hwprune.remote.address import Boards
 from hwprune.repair import recover_by
 from hwprune.report import write_report
 from hwprune.request import read_target
@@ -26,13 +31,16 @@ from hwprune.result import export_bytes
 from hwprune.ways.trail import read_json
 from hwprune.weights import PLAN, WEIGHTS, weights_bytes
 
-MODEL, DENSE = "model.pt2", "dense"
+PROGRAM, DENSE = "model.pt2", "dense"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Point:
-    """A network of the search; `quality` is that of `Front.measure`, latency the median in us."""
+    """A network of the search; `quality` is that of `Front.measure`, latency the median in us.
+
+    Predicted latencies have an interval.
+    """
 
     point: int
     budget: str
@@ -43,11 +51,17 @@ class Point:
     macs: int
     on_front: bool
     directory: str
+    latency_low_us: float | None = None
+    latency_high_us: float | None = None
 
 
 @dataclass(frozen=True)
 class Front:
-    """The dense network (point 0) and one for each budget; `path` is that of search.json."""
+    """The dense network (point 0) and one for each budget; `path` is that of search.json.
+
+    Latencies are of `source` "device" or "model"; `origin` is the board or the calibration in a
+    line, empty for this machine; `warnings` make a board's latencies doubtful.
+    """
 
     model: str
     target: str
@@ -56,6 +70,9 @@ class Front:
     points: tuple[Point, ...]
     missed: tuple[str, ...]  # why a budget has no point
     path: str
+    source: str = DEVICE
+    origin: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -74,7 +91,9 @@ def read_front(path: str | PathLike[str]) -> Front:
             raise ValueError(f"format {raw['format']}")
         points = tuple(Point(**p) for p in raw["points"])
         fields = {k: raw[k] for k in ("model", "target", "threads", "measure")}
-        return Front(**fields, points=points, missed=tuple(raw["missed"]), path=str(path))
+        fields |= {k: raw[k] for k in ("source", "origin") if k in raw}
+        fields |= {k: tuple(raw.get(k, ())) for k in ("missed", "warnings")}
+        return Front(**fields, points=points, path=str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise HwpruneError(
             f"not the result of a search: {error!r}", where=str(path), hint="run hwprune search"
@@ -87,12 +106,14 @@ def compile_point(
     *,
     out: str | PathLike[str],
     recover: Callable[[Program], Program] | None = None,
+    boards: Boards | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Finish a point of a search: recover it further, compile it, write the artifact directory.
 
-    Returns the report, with latencies measured anew, dense and pruned in turn. Raises HwpruneError
-    where there is no such point.
+    Returns the report, with latencies anew: dense and pruned measured in turn, here or on `boards`,
+    or both predicted for a device that is not here. Raises HwpruneError where there is no such
+    point.
     """
     check_writable(out)
     clock = Clock(progress or Silent())
@@ -101,29 +122,34 @@ def compile_point(
     if chosen is None:
         last = len(front.points) - 1
         raise HwpruneError(f"no point {point!r}", where="point", hint=f"1 to {last}")
-    target = read_target(front.target, front.threads, compiles=True)
+    target = read_target(front.target, front.threads, measures=boards is None, compiles=True)
     folder = Path(path).parent / chosen.directory
     with clock.stage("capture"):
-        program, dense = capture(folder / MODEL), capture(Path(path).parent / DENSE / MODEL)
+        program, dense = capture(folder / PROGRAM), capture(Path(path).parent / DENSE / PROGRAM)
     report = read_json(folder / "report.json")
     if recover is not None:
         with clock.stage("recover"):
             program = recover_by(recover, program)
         report["fidelity"] = None  # that was of the network before
     with clock.stage("compile"):
-        built = [build(p, target, front.threads) for p in (dense, program)]
-    with clock.stage("measure"):
-        pair = interleaved(built[0].artifact, built[1].artifact)
-    add_latency(report, pair)
+        built = build(program, target, front.threads)
+    if source_of(target, boards) == MODEL:
+        add_estimate(report, estimate_pair(dense, program, target, front.threads))
+    else:
+        with clock.stage("compile dense"):
+            whole = Network(build(dense, target, front.threads), dense)
+        with clock.stage("measure"):
+            add_measured(report, boards, whole, Network(built, program), target)
     report |= {
-        "max_rel_error_compiled": built[1].max_rel_error,
+        "max_rel_error_compiled": built.max_rel_error,
+        "ran_on": built.checked_by,
         "search_point": {"search": str(path), **asdict(chosen)},
     }
     files = {
-        MODEL: (folder / MODEL).read_bytes() if recover is None else export_bytes(program),
+        PROGRAM: (folder / PROGRAM).read_bytes() if recover is None else export_bytes(program),
         WEIGHTS: weights_bytes(program),
         PLAN: (folder / PLAN).read_bytes(),
         **write_report(report),
     }
-    built[1].artifact.save(out, files)
+    built.artifact.save(out, files)
     return report

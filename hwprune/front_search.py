@@ -1,4 +1,4 @@
-"""The search over budgets: how good a network stays against how long it takes, measured.
+"""The search over budgets: how good a network stays against how long it takes.
 
 In: a model, latency budgets, a short recovery, and what judges a network: a function, or agreement
 with the dense network on held-out inputs. Out: `Front`, kept in a directory (search.json,
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -22,24 +21,21 @@ from torch.utils._pytree import tree_leaves
 
 from hwprune.account import HELD_OUT
 from hwprune.atomic import check_writable, replace_directory, write_text
-from hwprune.bench import ROUNDS, RUNS_A_ROUND
 from hwprune.budget import LATENCY, MACS, PARAMS, parse_budget
-from hwprune.build import build
-from hwprune.capture import capture
-from hwprune.deploy import Artifact
 from hwprune.errors import BudgetError, HwpruneError
-from hwprune.front import DENSE, FORMAT, MODEL, Front, Point, pareto
+from hwprune.front import DENSE, FORMAT, PROGRAM, Front, Point, pareto
+from hwprune.front_times import Latency, source_of, times_of
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance
 from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.program import Program, fingerprint
-from hwprune.progress import Advance, Clock, Progress, Silent
+from hwprune.progress import Clock, Progress, Silent
+from hwprune.remote.address import Boards
 from hwprune.repair import Recover, check_recovery
 from hwprune.report.front import draw_front
 from hwprune.request import read_request, read_target
 from hwprune.result import PruneResult, export_bytes, save_pruned
-from hwprune.target import check_runnable
 from hwprune.ways.trail import Trail, read_json
 
 BUDGETS = ("80%", "65%", "50%", "35%")
@@ -58,11 +54,14 @@ def search(
     calibrate: Tensor | None = None,
     target: str = "host",
     threads: int = 1,
+    boards: Boards | None = None,
     progress: Progress | None = None,
     name: str = "",
     **options: Any,
 ) -> Front:
     """Prune to every latency budget, recover shortly, and time all networks in turn.
+
+    For a device that is not here all latencies are predicted, unless there are `boards` of it.
 
     Args:
         out: the directory; a search that was stopped goes on there.
@@ -84,8 +83,7 @@ def search(
         raise HwpruneError(
             "nothing judges the networks", where="evaluate", hint="pass evaluate or calibrate"
         )
-    request = read_request(target=target, threads=threads, latency=asked[0])
-    check_runnable(request.target)  # every point of a front is measured
+    request = read_request(target=target, threads=threads, latency=asked[0], boards=boards)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
@@ -99,10 +97,14 @@ def search(
         "threads": threads,
         "measure": "accuracy" if evaluate is not None else "agreement",
         "recover": word,
+        "latencies": source_of(request.target, boards),
         **{k: v for k, v in options.items() if isinstance(v, str | int | float)},
     }
     Trail(folder).begin(settings)
-    given = {"target": target, "threads": threads, "recover": recover, "calibrate": images}
+    given = {
+        "target": target, "threads": threads, "recover": recover, "calibrate": images,
+        "boards": boards,
+    }  # fmt: skip
     maker = _Maker(program, folder, evaluate, given | options, clock)
     found = [maker.point(budget) for budget in asked]
     missed = tuple(f"{r['budget']}: {r['failed']}" for r in found if "failed" in r)
@@ -110,10 +112,11 @@ def search(
     if len(rows) == 1:
         raise BudgetError("none can be met", where="budgets", hint=missed[-1])
     with clock.stage("measure") as advance:
-        times = _times([folder / r["directory"] / MODEL for r in rows], target, threads, advance)
+        files = [folder / r["directory"] / PROGRAM for r in rows]
+        times = times_of(files, target, threads, boards, advance)
     front = Front(
-        program.name, target, threads, str(settings["measure"]), _points(rows, times),
-        missed, str(folder / SEARCH),
+        program.name, target, threads, str(settings["measure"]), _points(rows, times.latencies),
+        missed, str(folder / SEARCH), times.source, times.origin, times.warnings,
     )  # fmt: skip
     write_text(front.path, json.dumps({"format": FORMAT, **asdict(front)}, indent=1) + "\n")
     write_text(folder / PLOT, draw_front(front))
@@ -171,7 +174,7 @@ class _Maker:
             prepared = prepare(self.program, chosen, self.options["threads"])
             sizes = {r: int(prepared.dense(r)) for r in (MACS, PARAMS)}
             with replace_directory(self.folder / DENSE) as staging:
-                (staging / MODEL).write_bytes(export_bytes(self.program))
+                (staging / PROGRAM).write_bytes(export_bytes(self.program))
                 (staging / POINT).write_text(json.dumps({"quality": quality, **sizes}))
         return {"budget": "100%", "directory": DENSE, **self._read(DENSE)}
 
@@ -224,34 +227,13 @@ class _Maker:
         return read_json(self.folder / name / POINT)
 
 
-def _times(files: Sequence[Path], target: str, threads: int, advance: Advance) -> list[list[float]]:
-    """Median microseconds of every network in each round, all in turn."""
-    chosen = read_target(target, threads, compiles=True)
-    artifacts: list[Artifact] = []
-    for i, file in enumerate(files):
-        artifacts.append(build(capture(file), chosen, threads).artifact)
-        advance(i + 1, len(files) + ROUNDS)
-    times: list[list[float]] = [[] for _ in files]
-    for turn in range(ROUNDS):
-        for kept, artifact in zip(times, artifacts, strict=True):
-            kept.append(statistics.median(artifact.latencies_us(RUNS_A_ROUND, warmup=1)))
-        advance(len(files) + turn + 1, len(files) + ROUNDS)
-    return times
-
-
-def _points(
-    rows: Sequence[Mapping[str, Any]], times: Sequence[Sequence[float]]
-) -> tuple[Point, ...]:
-    """The points with their measured latencies, and which no other beats in both."""
-    medians = [statistics.median(found) for found in times]
-    ratios = [
-        statistics.median(a / b for a, b in zip(found, times[0], strict=True)) for found in times
-    ]
-    best = pareto([(ratio, r["quality"]) for ratio, r in zip(ratios, rows, strict=True)])
+def _points(rows: Sequence[Mapping[str, Any]], found: Sequence[Latency]) -> tuple[Point, ...]:
+    """The points with their latencies, and which no other beats in both."""
+    best = pareto([(time.ratio, r["quality"]) for time, r in zip(found, rows, strict=True)])
     return tuple(
         Point(
-            i, row["budget"], row["quality"], medians[i], ratios[i],
-            row["params"], row["macs"], best[i], row["directory"],
+            i, row["budget"], row["quality"], time.median_us, time.ratio, row["params"],
+            row["macs"], best[i], row["directory"], time.low_us, time.high_us,
         )
-        for i, row in enumerate(rows)
+        for i, (row, time) in enumerate(zip(rows, found, strict=True))
     )  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from benchmarks.machine_code import innermost_bodies
 from hwprune.lower.spec import Workload
 from hwprune.target import Target
 from tests.kernel_cases import compiled
 
-_LABEL = re.compile(r"(\.LBB\w+):")
 _JUMP = re.compile(r"j\w+\s+(\.LBB\w+)")
-_FUNCTION = re.compile(r"[A-Za-z_]\w*:")
+_FRAME = re.compile(r"movq\s+%rsp, %rbp")
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,10 @@ def assembly_of(workload: Workload, target: Target, threads: int = 1) -> str:
 
 
 def innermost_loops(assembly: str) -> list[Loop]:
-    """Every stretch that ends in a jump back to its start and holds no other such stretch."""
-    found: list[Loop] = []
-    for function in _functions(assembly):
-        labels = {m[1]: i for i, line in enumerate(function) if (m := _LABEL.match(line))}
-        spans = [
-            (labels[m[1]], i)
-            for i, line in enumerate(function)
-            if (m := _JUMP.match(line)) and labels.get(m[1], i) < i
-        ]
-        framed = any(re.match(r"movq\s+%rsp, %rbp", line) for line in function)
-        for start, end in spans:
-            inner = [s for s in spans if s != (start, end) and start <= s[0] and s[1] <= end]
-            if not inner:
-                found.append(Loop(tuple(function[start : end + 1]), framed))
-    return found
+    """The innermost loops of x86 assembly."""
+    return [Loop(*body) for body in innermost_bodies(assembly, _JUMP, _FRAME)]
 
 
 def hot_loop(assembly: str) -> Loop:
     """The innermost loop with the most fused multiply-adds."""
     return max(innermost_loops(assembly), key=lambda loop: len(loop.multiply_adds))
-
-
-def _functions(assembly: str) -> list[list[str]]:
-    functions: list[list[str]] = [[]]
-    for line in map(str.strip, assembly.splitlines()):
-        if _FUNCTION.match(line):
-            functions.append([])
-        functions[-1].append(line)
-    return functions

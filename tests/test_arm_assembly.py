@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import arm_kernels
 from benchmarks.arm_kernels import assembly_of
 from benchmarks.machine_code import Loop, analyse, analyser, hot_loop, innermost_loops, peak
+from hwprune.dtype import in_dtype
 from hwprune.errors import ToolchainError
 from hwprune.lower.cpu import winograd
+from hwprune.lower.spec import TensorSpec
 from hwprune.target import load_target
 from tests.test_lower_assembly import CASES
 
@@ -21,6 +25,7 @@ DEPTHWISE = ("depthwise-3x3", "depthwise-5x5")
 BY_LANE = tuple(c for c in LEAST if c not in DEPTHWISE)
 IN_ORDER = ("3x3-stride", "1x1@14", "expand-3x3", "depthwise-3x3")
 KERNELS = [("cortex-a72", c) for c in LEAST] + [("cortex-a53", c) for c in IN_ORDER]
+HALVES = [("cortex-a76", "3x3-stride"), ("cortex-a76", "depthwise-3x3"), ("cortex-a55", "1x1@14")]
 _texts: dict[tuple[str, str], str] = {}
 
 
@@ -51,6 +56,24 @@ def test_the_hot_loop_is_multiply_adds_by_lane(core: str, case: str) -> None:
 def test_the_hot_loop_does_not_spill(core: str, case: str) -> None:
     spills = hot_loop(assembly(core, case)).spills
     assert len(spills) <= (1 if case in DEPTHWISE else 0), spills
+
+
+@pytest.mark.parametrize(("core", "case"), HALVES)
+def test_in_float16_eight_products_at_a_time(core: str, case: str) -> None:
+    work, target = CASES[case][0], in_dtype(load_target(core), "float16")
+    inputs, params = (tuple(map(_half, specs)) for specs in (work.inputs, work.params))
+    work = replace(work, inputs=inputs, params=params, output=_half(work.output))
+    loop = hot_loop(assembly_of(work, target))
+    assert len(loop.multiply_adds) >= LEAST[case]
+    assert all(".8h" in line for line in loop.multiply_adds)
+    assert loop.scalar == loop.spills == loop.having(r"^(fmul|fcvt)") == ()
+    if case not in DEPTHWISE:
+        assert loop.multiply_adds == loop.having(r"^fmla\s+v.*\.h\[\d\]$")
+        assert loop.having(r"^(dup|ld1r)\b") == ()
+
+
+def _half(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, dtype="float16")
 
 
 @pytest.mark.parametrize("case", ["1x1@14", "1x1@7", "1x1-narrow"])

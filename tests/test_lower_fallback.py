@@ -165,6 +165,20 @@ def test_an_operator_that_is_several_kernels_is_refused() -> None:
     assert "test_lower_fallback.py" in error.value.where
 
 
+def test_another_result_than_the_one_asked_is_refused() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.GRU(6, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.recurrent(x)[1][-1]
+
+    with pytest.raises(LoweringError, match=r"aten.gru.input the shape \(2, 5, 8\)") as error:
+        check_network(static(Last(), image(2, 5, 6)))
+    assert "test_lower_fallback.py" in error.value.where
+
+
 class Several(nn.Module):
     """Operators outside the vocabulary: several results, constants inside, integers."""
 

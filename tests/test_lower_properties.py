@@ -8,13 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hwprune.errors import TargetError
-from hwprune.lower.spec import Workload
+from hwprune.lower.cpu import schedule, winograd
+from hwprune.lower.cpu.winograd_choice import SIZES, Choice
+from hwprune.lower.spec import PACKED, Workload
 from hwprune.target import Target, check_runnable, load_target
 from tests import kernel_strategies as make
+from tests import transformer_strategies as more
 from tests.kernel_cases import packed, plain, run_kernel
 
 TARGETS = pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
 THREADS = st.sampled_from((1, 2))
+WINOGRAD_TOLERANCE = {2: 2e-5, 4: 4e-5}  # as in test_lower_winograd.py
 TOLERANCE = 2e-5  # of the largest output, or of 1 where all outputs are smaller
 
 
@@ -64,7 +68,7 @@ def test_grouped_convolution(target: str, workload: Workload, threads: int) -> N
 @examples(9)
 @given(data=st.data(), threads=THREADS)
 def test_depthwise_convolution(target: str, data: st.DataObject, threads: int) -> None:
-    widest = 7 if target == "x86-64-v4" else 5  # see BROKEN in test_lower_assembly.py
+    widest = 7 if target == "x86-64-v4" else 5
     check(data.draw(make.depthwise(widest)), target, threads)
 
 
@@ -114,6 +118,38 @@ def test_movement(target: str, workload: Workload, threads: int) -> None:
 @given(workload=make.elementwise(), threads=THREADS)
 def test_elementwise(target: str, workload: Workload, threads: int) -> None:
     check(workload, target, threads)
+
+
+@TARGETS
+@examples(12)
+@given(
+    workload=st.one_of(more.norms(), more.softmaxes(), more.attentions(), more.views()),
+    threads=THREADS,
+)
+def test_transformers(target: str, workload: Workload, threads: int) -> None:
+    check(workload, target, threads)
+
+
+SQUARE = make.Window((3, 3), padding=(1, 0, 1, 2))
+
+
+@TARGETS
+@examples(5)
+@given(
+    workload=make.dense(st.just(SQUARE)).filter(lambda work: work.inputs[0].layout == PACKED),
+    choice=st.builds(Choice, st.sampled_from(SIZES), st.integers(1, 40), st.just(0.0)),
+    threads=THREADS,
+)
+def test_winograd(target: str, workload: Workload, choice: Choice, threads: int) -> None:
+    """Whatever the model would choose; errors are those of the interpolation points."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "choose", lambda *_: choice)
+        taken = schedule(workload, runnable(target), threads)
+        assert taken is not None
+        assert taken.rule == "cpu.conv2d_winograd"
+        found, wanted = run_kernel(workload, runnable(target), threads)
+    scale = max(1.0, float(np.abs(wanted).max()))
+    assert np.abs(found - wanted).max() < WINOGRAD_TOLERANCE[choice.m] * scale
 
 
 def test_a_border_below_only() -> None:

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-
 from hwprune.lower.fuse import Fused
-from hwprune.lower.spec import ALIGNMENT, Kernel, Workload
+from hwprune.lower.spec import ALIGNMENT, Kernel, Workload, numpy_type
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def lifetimes(fused: Fused, kernels: Mapping[Workload, Kernel], lanes: int) -> l
     for i, call in enumerate(fused.calls):
         if call.output not in apart:
             spec = call.workload.output
-            size = np.dtype(spec.dtype).itemsize * prod(spec.physical(lanes))
+            size = numpy_type(spec.dtype).itemsize * prod(spec.physical(lanes))
             size = -(-size // ALIGNMENT) * ALIGNMENT
             found.append(Lifetime(call.output, size, i, last.get(call.output, i)))
     return found

@@ -7,6 +7,7 @@ slow for heavy operators, which is why reports list these kernels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,22 @@ def fallback_kernel(workload: Workload, lanes: int, threads: int) -> Kernel:
 
     Raises LoweringError naming the operator where the importer or the legaliser has no rule.
     """
+    return _kernel(workload, lanes, lambda function: _schedule(function, threads))
+
+
+def gpu_fallback(workload: Workload) -> Kernel:
+    """The same on a GPU, scheduled by TVM's own rules (dlight)."""
+    return _kernel(workload, 1, _schedule_gpu)
+
+
+def _kernel(workload: Workload, lanes: int, scheduled: Callable[[Any], Any]) -> Kernel:
     tvm = load_tvm()
     name = _operator(workload)
     try:
         module = _import(workload, lanes)
         module = tvm.relax.transform.LegalizeOps()(module)
         function, constants = _single_function(module)
+        _check_result(function, workload.output.physical(lanes), name)
     except LoweringError:
         raise
     except Exception as error:
@@ -38,13 +49,20 @@ def fallback_kernel(workload: Workload, lanes: int, threads: int) -> Kernel:
         raise LoweringError(
             f"TVM cannot compile {name}: {text[-1] if text else type(error).__name__}"
         ) from error
-    function = _schedule(function, threads)
+    function = scheduled(function)
 
     def pack(params: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return (*(np.asarray(p, order="C") for p in params), *constants)
 
     reason = f"no schedule rule for {name}"
     return Kernel(workload, function, "fallback", reason, pack, placeable=False)
+
+
+def _check_result(function: Any, wanted: tuple[int, ...], name: str) -> None:
+    """LoweringError where the importer took another of an operator's results for the one asked."""
+    made = tuple(int(size) for size in function.params[-1].ty.shape)
+    if made != wanted:
+        raise LoweringError(f"TVM's importer gives {name} the shape {made}, PyTorch {wanted}")
 
 
 def _operator(workload: Workload) -> str:
@@ -164,6 +182,18 @@ def _schedule(function: Any, threads: int) -> Any:
     for block in schedule.get_child_blocks(root):
         _schedule_block(schedule, block, threads)
     return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _schedule_gpu(function: Any) -> Any:
+    """By the first of dlight's rules that fits."""
+    tvm = load_tvm()
+    from tvm.s_tir import dlight
+
+    gpu = dlight.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+    with tvm.target.Target({"kind": "cuda", "arch": "sm_80"}):
+        module = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"main": function}))
+    return module["main"].with_attr("tirx.is_scheduled", True)
 
 
 def _try(primitive: Any, *args: Any) -> bool:

@@ -37,7 +37,8 @@ class Fused:
     `aliases[v]` names the value that `v` is another shape or a view of; `inputs` and `outputs` are
     the plain values that the program takes and returns, in order; `constants` the values that
     are tensors of the program's module, by value name -> its dotted name (packed where the
-    value's name ends in "@packed"); `specs` the shape and layout of every value.
+    value's name ends in "@packed"); `specs` the shape and layout of every value; `dtype` that of
+    its floating-point tensors.
     """
 
     calls: tuple[Call, ...]
@@ -46,6 +47,7 @@ class Fused:
     outputs: tuple[str, ...]
     constants: Mapping[str, str]
     specs: Mapping[str, TensorSpec]
+    dtype: str = "float32"
 
 
 def fuse(program: Program) -> tuple[Call, ...]:
@@ -57,10 +59,13 @@ def fuse(program: Program) -> tuple[Call, ...]:
     return fuse_graph(program).calls
 
 
-def fuse_graph(program: Program) -> Fused:
-    """The kernel calls of a folded program and how its values are connected."""
+def fuse_graph(program: Program, *, joins: bool = True) -> Fused:
+    """The kernel calls of a folded program and how its values are connected.
+
+    `joins` says whether expansions and depthwise convolutions become one kernel.
+    """
     check_tensors(program)
-    return _Fuser(program).run()
+    return _Fuser(program, joins).run()
 
 
 @dataclass
@@ -78,7 +83,8 @@ class _Pending:
 
 
 class _Fuser:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, joins: bool) -> None:
+        self.joins = joins
         self.graph = program.module.graph
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.calls: list[Call] = []
@@ -105,8 +111,11 @@ class _Fuser:
                 self._visit(node)
             else:
                 raise LoweringError(f"cannot lower a {node.op} node", where=place(node))
+        calls = self._live_calls(outputs)
+        if self.joins:
+            calls = join_expansions(calls, outputs, self.aliases)
         return Fused(
-            join_expansions(self._live_calls(outputs), outputs, self.aliases),
+            calls,
             self.aliases,
             tuple(inputs),
             outputs,

@@ -15,12 +15,13 @@ from hwprune.errors import LoweringError
 from hwprune.lower.arena import Arena, plan_arena
 from hwprune.lower.flat import FlatNetwork, flatten
 from hwprune.lower.fold import fold_batch_norm
-from hwprune.lower.fuse import fuse_graph
+from hwprune.lower.for_target import fuse_for
+from hwprune.lower.half import check_range
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.limits import check_calls
 from hwprune.lower.relax import compile_module, function_names, relax_module
 from hwprune.lower.spec import Call, Kernel, Workload
-from hwprune.target import Target, check_runnable
+from hwprune.target import FLOAT16, Target, check_runnable
 from hwprune.toolchain import linker
 from hwprune.tvm_runtime import load_tvm, set_threads
 
@@ -75,6 +76,12 @@ class Lowered:
         except Exception as error:
             raise LoweringError(f"cannot link {file.name}: {error}", where=str(file)) from error
         return file
+
+    def cuda_source(self) -> str:
+        """The CUDA code of a GPU's network."""
+        from hwprune.lower.cuda.source import code_of
+
+        return "\n".join(code_of(self.executable.mod))
 
     def latencies_us(
         self, inputs: Sequence[np.ndarray], repeats: int = 20, *, warmup: int = 3
@@ -158,24 +165,28 @@ def _is_tuple(result: Any) -> bool:
 
 
 def lower(program: Program, target: Target, threads: int) -> Lowered:
-    """Compile a program (static shapes, see `specialize`) for a target.
+    """Compile a program (static shapes, see `specialize`) for a target, in its dtype.
 
     Raises LoweringError naming the operator and the user's source line of what has no kernel.
     """
     folded = fold_batch_norm(program)
-    fused = fuse_graph(folded)
+    if target.dtype == FLOAT16:
+        check_range(folded)
+    fused = fuse_for(folded, target)
     check_calls(fused.calls, folded, target.lanes)
     kernels: dict[Workload, Kernel] = {}
     for call in fused.calls:
         if call.workload not in kernels:
             kernels[call.workload] = _kernel(call, folded, target, threads)
     arena = plan_arena(fused, kernels, target.lanes)
-    module = relax_module(fused, folded.module, kernels, arena, target.lanes)
+    inside = target.gpu is not None
+    module = relax_module(fused, folded.module, kernels, arena, target.lanes, inside=inside)
+    names = function_names([call.workload for call in fused.calls])
+    beside = {} if inside else {name: kernels[workload].func for workload, name in names.items()}
     try:
-        executable = compile_module(module, tvm_target(target))
+        executable = compile_module(module, beside, tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the network: {error}") from error
-    names = function_names([call.workload for call in fused.calls])
 
     def flat() -> FlatNetwork:
         return flatten(fused, folded.module, kernels, names, arena, target.lanes, threads)

@@ -10,7 +10,7 @@ from torch import fx
 from hwprune.lower.functional import get_tensor
 from hwprune.lower.fuse import Fused
 from hwprune.lower.reference import pack as pack_layout
-from hwprune.lower.spec import PACKED, Call, Kernel, TensorSpec, Workload
+from hwprune.lower.spec import PLAIN, Call, Kernel, Workload, numpy_type
 
 
 def weights(
@@ -26,8 +26,8 @@ def weights(
 
 def constant(name: str, fused: Fused, module: fx.GraphModule, lanes: int) -> np.ndarray:
     """A value of the graph that is known, as it lies in memory."""
-    tensor = get_tensor(module, fused.constants[name]).detach()
-    if name.endswith(f"@{PACKED}"):
-        spec = TensorSpec(tuple(tensor.shape), "float32", PACKED)
+    tensor, spec = get_tensor(module, fused.constants[name]).detach(), fused.specs[name]
+    if spec.layout != PLAIN:
         tensor = pack_layout(tensor, spec, lanes)
-    return np.asarray(tensor.numpy())
+    array = np.asarray(tensor.numpy())
+    return array.astype(numpy_type(spec.dtype)) if array.dtype == np.float32 else array

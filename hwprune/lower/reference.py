@@ -16,7 +16,17 @@ from torch.nn import functional as F  # noqa: N812
 
 from hwprune.errors import LoweringError
 from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
-from hwprune.lower.spec import LAST, PACKED, PLAIN, Step, TensorSpec, Workload
+from hwprune.lower.spec import (
+    LAST,
+    NHWC,
+    NHWC_LAST,
+    PACKED,
+    PIXEL,
+    PLAIN,
+    Step,
+    TensorSpec,
+    Workload,
+)
 from hwprune.lower.view import View
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
@@ -58,6 +68,9 @@ def unpack(tensor: Tensor, spec: TensorSpec) -> Tensor:
     if spec.view is not None:
         return _unview(tensor, spec.view)
     n, c, h, w = spec.image
+    if spec.layout in (NHWC, NHWC_LAST):
+        pixels = tensor[..., :c]
+        return pixels if spec.layout == NHWC_LAST else pixels.permute(0, 3, 1, 2)
     blocks, lanes = tensor.shape[1], tensor.shape[4]
     image = tensor.permute(0, 1, 4, 2, 3).reshape(n, blocks * lanes, h, w)[:, :c]
     return image.permute(0, 2, 3, 1) if spec.layout == LAST else image
@@ -71,6 +84,9 @@ def pack(tensor: Tensor, spec: TensorSpec, lanes: int) -> Tensor:
         memory = tensor.new_zeros(spec.physical(lanes))
         _unview(memory, spec.view).copy_(tensor)
         return memory
+    if spec.layout in (NHWC, NHWC_LAST):
+        pixels = tensor if spec.layout == NHWC_LAST else tensor.permute(0, 2, 3, 1)
+        return F.pad(pixels, (0, -pixels.shape[-1] % PIXEL)).contiguous()
     if spec.layout == LAST:
         tensor = tensor.permute(0, 3, 1, 2)
     n, c, h, w = spec.image
@@ -145,7 +161,7 @@ def _linear(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tenso
 
 def _flips(workload: Workload) -> bool:
     """Whether a linear layer of pixels yields its channels at axis 1."""
-    return workload.op == "linear" and workload.output.layout == PACKED
+    return workload.op == "linear" and workload.output.layout in (PACKED, NHWC)
 
 
 def _matmul(workload: Workload, inputs: Iterator[Tensor], params: Iterator[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import fx
 
 from hwprune.lower import parameters
 from hwprune.lower.arena import Arena
+from hwprune.lower.codegen import compile_functions
 from hwprune.lower.fuse import Fused
 from hwprune.lower.spec import Call, Kernel, Workload
 from hwprune.tvm_runtime import compiling, load_tvm
@@ -25,9 +26,14 @@ def relax_module(
     kernels: Mapping[Workload, Kernel],
     arena: Arena,
     lanes: int,
+    *,
+    inside: bool = False,
 ) -> Any:
-    """An IRModule with `main(inputs) -> tensor or tuple of tensors` and one PrimFunc a workload."""
-    return _Writer(fused, module, kernels, arena, lanes).write()
+    """An IRModule with `main(inputs) -> tensor or tuple`, which calls kernels by name.
+
+    `inside`: the kernels are functions of the module; otherwise they are compiled beside it.
+    """
+    return _Writer(fused, module, kernels, arena, lanes).write(inside)
 
 
 def function_names(workloads: Sequence[Workload]) -> dict[Workload, str]:
@@ -55,12 +61,14 @@ class _Writer:
         self.constants: dict[Any, Any] = {}
         self.inputs = {n.name: n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"}
 
-    def write(self) -> Any:
+    def write(self, inside: bool) -> Any:
         """Emit the whole module."""
         relax, bb = self.relax, self.relax.BlockBuilder()
         names = function_names([call.workload for call in self.fused.calls])
         functions = {
             w: bb.add_func(self.kernels[w].func.with_attr("global_symbol", name), name)
+            if inside
+            else relax.ExternFunc(name)
             for w, name in names.items()
         }
         params = [self._input(name) for name in self.fused.inputs]
@@ -68,7 +76,7 @@ class _Writer:
             size = self.relax.ShapeExpr([max(self.arena.size_bytes, 1)])
             self.storage = bb.emit(relax.op.memory.alloc_storage(size, 0, "global", "uint8"))
             for call in self.fused.calls:
-                self._launch(bb, call, functions)
+                self._launch(bb, call, functions[call.workload])
             results = [self._read(bb, name) for name in self.fused.outputs]
             bb.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
         return bb.get()
@@ -76,6 +84,7 @@ class _Writer:
     def _input(self, name: str) -> Any:
         val = self.inputs[name]
         dtype = str(val.dtype).removeprefix("torch.")
+        dtype = self.fused.dtype if dtype == "float32" else dtype
         var = self.relax.Var(name, self._type(tuple(val.shape), dtype))
         self.values[name] = var
         return var
@@ -83,7 +92,7 @@ class _Writer:
     def _type(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self.relax.TensorType(shape, dtype)
 
-    def _launch(self, bb: Any, call: Call, functions: Mapping[Workload, Any]) -> None:
+    def _launch(self, bb: Any, call: Call, function: Any) -> None:
         """A kernel that writes to its place in the arena, or to a result's own memory."""
         relax, workload = self.relax, call.workload
         args = [self._read(bb, name) for name in call.args]
@@ -96,7 +105,7 @@ class _Writer:
         else:
             made = relax.op.memory.alloc_tensor(self.storage, offset, shape, dtype, 0)
         output = bb.emit(made)
-        bb.emit(relax.Call(functions[workload], [*args, output]))
+        bb.emit(relax.Call(function, [*args, output]))
         self.values[call.output] = output
 
     def _read(self, bb: Any, name: str) -> Any:
@@ -132,17 +141,34 @@ class _Writer:
         return self.relax.const(tensor, str(array.dtype))
 
 
-def compile_module(module: Any, target: Any) -> Any:
-    """Compile a module of scheduled kernels to a VM executable."""
+def compile_module(module: Any, kernels: Mapping[str, Any], target: Any) -> Any:
+    """Compile a module, and the kernels beside it that it calls by name, to a VM executable.
+
+    One kernel goes into the module: TVM would add an empty C file to one that has none. On a GPU
+    all launches whose tensors stay in place become one CUDA graph, captured by the first call.
+    """
     tvm = load_tvm()
     transform = tvm.relax.transform
+    cuda = str(target.kind.name) == "cuda"
+    graph = [transform.RewriteCUDAGraph()] if cuda else []
+    if cuda:
+        from hwprune.lower.cuda.source import install_header
+
+        install_header()
     passes = [
         transform.RemovePurityChecking(),
+        *graph,
         transform.LowerAllocTensor(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
         transform.VMShapeLower(),
         transform.AttachGlobalSymbol(),
     ]
-    with target, compiling():
+    functions = {name: func.with_attr("global_symbol", name) for name, func in kernels.items()}
+    if functions:
+        last, func = functions.popitem()
+        module[last] = func
+    if functions:
+        module = module.with_attr("external_mods", compile_functions(functions, target))
+    with target, compiling(cuda=cuda):
         return tvm.relax.build(module, target, relax_pipeline=tvm.transform.Sequential(passes))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hwprune.lower.view import PREFIX, View
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 PACKED = "packed"
 LAST = "packed_last"
+NHWC = "nhwc"
+NHWC_LAST = "nhwc_last"
+PIXEL = 8  # channels of which a pixel of nhwc has a multiple: 16 bytes of float16
 STEP_PARAMS = {"bias": 1, "affine": 2, "prelu": 1}  # how many entries a step consumes; others none
 ALIGNMENT = 64  # bytes, of every tensor in an arena: a cache line, and the longest vector
 
@@ -33,8 +36,9 @@ class TensorSpec:
     `plain` is row-major. `packed` is for 4-D activations: logical (N, C, H, W) lies as
     (N, ceil(C / lanes), H, W, lanes) with the target's float32 vector width as `lanes`;
     the lanes past C hold finite values that nobody may rely on. `packed_last` lies the same, for
-    logical (N, H, W, C): a packed image whose channels were moved to the end. "view:..." is a
-    tensor that lies in the memory of another one (`View`).
+    logical (N, H, W, C): a packed image whose channels were moved to the end. On GPUs `nhwc` and
+    `nhwc_last` stand for these two: (N, H, W, C) with C rounded up to PIXEL, the channels past C
+    finite. "view:..." is a tensor that lies in the memory of another one (`View`).
     """
 
     shape: tuple[int, ...]
@@ -48,12 +52,14 @@ class TensorSpec:
         if self.layout.startswith(PREFIX):
             return View.parse(self.layout).memory(self.shape)
         n, c, h, w = self.image
+        if self.layout in (NHWC, NHWC_LAST):
+            return (n, h, w, -(-c // PIXEL) * PIXEL)
         return (n, -(-c // lanes), h, w, lanes)
 
     @property
     def image(self) -> tuple[int, ...]:
         """The shape of a packed tensor as (N, C, H, W)."""
-        if self.layout == LAST:
+        if self.layout in (LAST, NHWC_LAST):
             n, h, w, c = self.shape
             return (n, c, h, w)
         return self.shape
@@ -130,7 +136,15 @@ class Workload:
 
     def key(self) -> str:
         """A stable text, equal exactly for equal workloads: the key of table rows."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        named = {
+            "op": self.op,
+            "inputs": [vars(spec) for spec in self.inputs],
+            "output": vars(self.output),
+            "params": [vars(spec) for spec in self.params],
+            "attrs": self.attrs,
+            "epilogue": [vars(step) for step in self.epilogue],
+        }
+        return json.dumps(named, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_key(text: str) -> Workload:
@@ -193,6 +207,17 @@ class Kernel:
     reason: str
     pack: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
     placeable: bool = True
+
+
+def numpy_type(dtype: str) -> np.dtype:
+    """NumPy's type of that name; bfloat16 is that of ml_dtypes, which TVM brings."""
+    import numpy
+
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return numpy.dtype(ml_dtypes.bfloat16)
+    return numpy.dtype(dtype)
 
 
 def _spec(raw: dict[str, Any]) -> TensorSpec:

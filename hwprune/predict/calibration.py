@@ -17,7 +17,10 @@ import numpy as np
 
 from hwprune.atomic import write_text
 from hwprune.errors import TableError
-from hwprune.predict.machine import IN_ORDER, OUT_OF_ORDER, Machine
+from hwprune.gpu import Gpu
+from hwprune.predict.device import Device, described
+from hwprune.predict.gpu_work import GPU_ALGORITHMS, GPU_TERMS
+from hwprune.predict.machine import IN_ORDER, OUT_OF_ORDER
 from hwprune.predict.model import LatencyModel
 from hwprune.predict.residual import Residual
 from hwprune.predict.work import ALGORITHMS, TERMS
@@ -27,6 +30,7 @@ FILE = "model.json"
 FORMAT = "hwprune latency model 1"
 OURS, TVM = "hwprune", "tvm"  # whose schedules the measured kernels had
 CLASS = {IN_ORDER: "cortex-a53", OUT_OF_ORDER: "cortex-a72"}  # who speaks for a class
+FAMILIES = {TERMS: ALGORITHMS, GPU_TERMS: GPU_ALGORITHMS}  # of cores, of GPUs
 _HINT = "make it anew with python -m benchmarks.arm_prediction --fit --save FILE"
 
 
@@ -47,8 +51,16 @@ class Calibrated:
 
     def describe(self) -> str:
         """Where its predictions come from, in a line."""
+        if not self.rows:
+            return f"not calibrated: {self.source}"
         whose = "hwprune's" if self.schedules == OURS else "TVM's"
         return f"calibrated on {self.rows} of {whose} kernels on {self.target} ({self.source})"
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms that its coefficients are of."""
+        names = tuple(self.model.coefficients)
+        return next(terms for terms, algorithms in FAMILIES.items() if algorithms == names)
 
     def to_json(self) -> str:
         """The text of a file."""
@@ -59,7 +71,7 @@ class Calibrated:
             "schedules": self.schedules,
             "source": self.source,
             "rows": self.rows,
-            "terms": list(TERMS),
+            "terms": list(self.terms),
             "coefficients": {
                 name: [float(f"{x:.4g}") for x in row] for name, row in model.coefficients.items()
             },
@@ -87,8 +99,10 @@ class Calibrated:
             raise TableError(f"is no calibration: {why}", where=str(path), hint=_HINT) from error
 
 
-def find_model(target: Target, machine: Machine) -> Calibrated:
+def find_model(target: Target, machine: Device) -> Calibrated:
     """The calibration of a target, or of its class; its interval is that of what it is used for.
+
+    A GPU without one of its own is as its description says, and reaches a usual share of it.
 
     The coefficients of another core, or of schedules that are not ours, have the wider interval
     that was measured where coefficients of one core predicted another.
@@ -98,6 +112,10 @@ def find_model(target: Target, machine: Machine) -> Calibrated:
     own = _file(target.name)
     if own is not None:
         return _as_used(Calibrated.load(own))
+    if isinstance(machine, Gpu):
+        model = described(machine)
+        source = f"the described rates of {target.name} and the share of them that is usual"
+        return Calibrated(model, target.name, OURS, source, 0, model.interval)
     name = CLASS[machine.kind]
     file = _file(name)
     if file is None:
@@ -125,14 +143,16 @@ def _file(name: str) -> Path | None:
 def _parse(raw: Mapping[str, Any]) -> Calibrated:
     if raw["format"] != FORMAT:
         raise ValueError(f"its format is {raw['format']!r}, not {FORMAT!r}")
-    if tuple(raw["terms"]) != TERMS:
-        raise ValueError(f"its terms are not {', '.join(TERMS)}")
+    terms = tuple(raw["terms"])
+    if terms not in FAMILIES:
+        known = " or ".join(", ".join(names) for names in FAMILIES)
+        raise ValueError(f"its terms are not {known}")
     if raw["schedules"] not in (OURS, TVM):
         raise ValueError(f"schedules {raw['schedules']!r} are neither {OURS!r} nor {TVM!r}")
-    rows = {name: np.array(raw["coefficients"][name], dtype=float) for name in ALGORITHMS}
+    rows = {name: np.array(raw["coefficients"][name], dtype=float) for name in FAMILIES[terms]}
     for name, row in rows.items():
-        if row.shape != (len(TERMS),) or not np.isfinite(row).all() or row.min() < 0:
-            raise ValueError(f"coefficients of {name} are not {len(TERMS)} positive numbers")
+        if row.shape != (len(terms),) or not np.isfinite(row).all() or row.min() < 0:
+            raise ValueError(f"coefficients of {name} are not {len(terms)} positive numbers")
     residual = None if raw["residual"] is None else Residual.from_json(raw["residual"])
     model = LatencyModel(rows, _bounds(raw, "interval"), residual)
     return Calibrated(

@@ -17,9 +17,8 @@ from hwprune.errors import HwpruneError
 from hwprune.lower.spec import Workload
 from hwprune.measure import Measured
 from hwprune.predict.calibration import Calibrated, find_model
-from hwprune.predict.machine import Machine
+from hwprune.predict.device import Device, device_of, works_of
 from hwprune.predict.model import Predicted
-from hwprune.predict.planned import planned_works
 from hwprune.provenance import Provenance, provenance_of
 from hwprune.table import LatencyTable, Row
 from hwprune.tables.store import shipped
@@ -31,20 +30,20 @@ MODEL = "model"
 
 def is_predicted(target: Target) -> bool:
     """Whether this target's latencies come from a model where no board has measured them."""
-    return target.runner != "local"
+    return target.runner != "local" or target.kind == "cuda"
 
 
 def predict(workload: Workload, target: Target, threads: int) -> Predicted:
     """The latency of one kernel by the target's model. Raises HwpruneError where it has none."""
-    machine = Machine.of(target, threads)
-    return _predict(workload, target, machine, find_model(target, machine))
+    device = device_of(target, threads)
+    return _predict(workload, target, threads, device, find_model(target, device))
 
 
 def open_predicted(target: Target) -> LatencyTable:
     """The table of a target that is not here, for its description and calibration of today."""
-    machine = Machine.of(target, 1)
-    calibrated = find_model(target, machine)
-    digest = hashlib.sha256(f"{machine}{calibrated.to_json()}{calibrated.source}".encode())
+    device = device_of(target, 1)
+    calibrated = find_model(target, device)
+    digest = hashlib.sha256(f"{device}{calibrated.to_json()}{calibrated.source}".encode())
     known = provenance_of(target)
     return LatencyTable.open(
         replace(known, fingerprint=f"{MODEL}-{target.name}-{digest.hexdigest()[:16]}")
@@ -65,8 +64,8 @@ def predict_rows(
     has no calibration or its description lacks what a prediction needs.
     """
     started = time.perf_counter()
-    machine = Machine.of(target, threads)
-    calibrated = find_model(target, machine)
+    device = device_of(target, threads)
+    calibrated = find_model(target, device)
     wanted = tuple(dict.fromkeys(workloads))
     made: list[Row] = []
     reused = 0
@@ -78,7 +77,7 @@ def predict_rows(
             if known is not None and (known.source != MODEL or measured is None):
                 reused += 1
             else:
-                made.append(measured or _row(workload, target, machine, calibrated))
+                made.append(measured or _row(workload, target, threads, device, calibrated))
             if progress is not None and (done % BATCH == 0 or done == len(wanted)):
                 progress(done, len(wanted))
     table.put(made)
@@ -88,24 +87,24 @@ def predict_rows(
     return Measured(reused, len(made) - modelled, failed, seconds, modelled)
 
 
-def _row(workload: Workload, target: Target, machine: Machine, calibrated: Calibrated) -> Row:
+def _row(
+    workload: Workload, target: Target, threads: int, device: Device, calibrated: Calibrated
+) -> Row:
     try:
-        found = _predict(workload, target, machine, calibrated)
+        found = _predict(workload, target, threads, device, calibrated)
     except (HwpruneError, ValueError, KeyError, ZeroDivisionError) as error:
         nan = float("nan")
         why = f"cannot be predicted: {error}"
-        return Row(workload, machine.threads, nan, nan, nan, 0, source=MODEL, failure=why)
-    return Row(
-        workload, machine.threads, found.median_us, found.low_us, found.high_us, 0, source=MODEL
-    )
+        return Row(workload, threads, nan, nan, nan, 0, source=MODEL, failure=why)
+    return Row(workload, threads, found.median_us, found.low_us, found.high_us, 0, source=MODEL)
 
 
 def _predict(
-    workload: Workload, target: Target, machine: Machine, calibrated: Calibrated
+    workload: Workload, target: Target, threads: int, device: Device, calibrated: Calibrated
 ) -> Predicted:
     """The sum of the kernel's parts."""
-    works, model = planned_works(workload, target, machine.threads), calibrated.model
-    return model.bounded(float(model.median_us(works, machine).sum()))
+    works, model = works_of(workload, target, threads), calibrated.model
+    return model.bounded(float(model.median_us(works, device).sum()))
 
 
 def _shipped(target: Target, provenance: Provenance) -> dict[tuple[str, int], Row]:

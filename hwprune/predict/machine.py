@@ -18,7 +18,7 @@ L1_BYTES, L2_BYTES = 32 << 10, 512 << 10  # where a target does not say
 class Machine:
     """A core of a device and what it shares; rates per cycle count whole vector registers."""
 
-    lanes: int  # float32 in a vector register
+    lanes: int  # elements in a vector register
     registers: int
     fma_per_cycle: float
     loads_per_cycle: float

@@ -1,24 +1,45 @@
 """`LatencyModel`: terms times coefficients, a smoothed residual, an interval.
 
-In: `Work` of kernels and measured microseconds; or a stored calibration. Out: `Predicted`.
+In: the counts of kernels and measured microseconds; or a stored calibration. Out: `Predicted`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from hwprune.predict.fit import fit_coefficients
-from hwprune.predict.machine import Machine
 from hwprune.predict.residual import Residual
-from hwprune.predict.work import TERMS, Work
 
 FEWEST = 8  # rows of an algorithm that have coefficients of their own
 FOLDS = 5  # of the cross-validation that gives the interval
 TAILS = (0.1, 0.9)  # the interval holds four of five kernels
 Coefficients = Mapping[str, np.ndarray]  # algorithm -> (terms,)
+
+
+class Terms(Protocol):
+    """Times that a latency is a positive combination of."""
+
+    def array(self) -> np.ndarray:
+        """(terms,) float64 microseconds."""
+
+
+class Counts(Protocol):
+    """What a kernel asks of a device: `Work` of a core, `GpuWork` of a GPU."""
+
+    @property
+    def algorithm(self) -> str:
+        """Whose coefficients count."""
+
+    @property
+    def traits(self) -> tuple[float, ...]:
+        """Where the kernel lies among others: see `residual`."""
+
+    def terms(self, machine: Any, /) -> Terms:
+        """The counts at the best that a device is described to do."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class Predicted:
 class Sample:
     """A measured kernel; `layer` names what must not be on both sides of a validation."""
 
-    work: Work
+    work: Counts
     measured_us: float
     layer: str
 
@@ -52,7 +73,7 @@ class LatencyModel:
 
     @staticmethod
     def fit(
-        samples: Sequence[Sample], machine: Machine, prior: LatencyModel, *, smooth: bool = True
+        samples: Sequence[Sample], machine: Any, prior: LatencyModel, *, smooth: bool = True
     ) -> LatencyModel:
         """Calibrate on measured kernels; the interval is of kernels that were left out.
 
@@ -67,9 +88,9 @@ class LatencyModel:
         low, high = np.quantile(np.log(measured / left_out), TAILS)
         return replace(model, interval=(min(float(low), 0.0), max(float(high), 0.0)))
 
-    def median_us(self, works: Sequence[Work], machine: Machine) -> np.ndarray:
+    def median_us(self, works: Sequence[Counts], machine: Any) -> np.ndarray:
         """(works,) float64 microseconds."""
-        terms = np.array([w.terms(machine).array() for w in works]).reshape(-1, len(TERMS))
+        terms = np.array([w.terms(machine).array() for w in works]).reshape(len(works), -1)
         scale = np.array([self.coefficients[w.algorithm] for w in works]).reshape(terms.shape)
         modelled = np.asarray((terms * scale).sum(axis=1))
         if self.residual is None or not len(works):
@@ -83,7 +104,7 @@ class LatencyModel:
 
 
 def _fit(
-    samples: Sequence[Sample], machine: Machine, prior: LatencyModel, smooth: bool
+    samples: Sequence[Sample], machine: Any, prior: LatencyModel, smooth: bool
 ) -> LatencyModel:
     works = [s.work for s in samples]
     measured = np.array([s.measured_us for s in samples])
@@ -106,7 +127,7 @@ def _fit(
 
 def cross_validate(
     samples: Sequence[Sample],
-    machine: Machine,
+    machine: Any,
     prior: LatencyModel,
     *,
     folds: int = 10,

@@ -10,10 +10,8 @@ from collections import Counter
 
 from hwprune.errors import TableError
 from hwprune.predict.calibration import OURS, Calibrated
-from hwprune.predict.generic import described_model
-from hwprune.predict.machine import Machine
+from hwprune.predict.device import described, device_of, works_of
 from hwprune.predict.model import LatencyModel, Sample
-from hwprune.predict.planned import planned_works
 from hwprune.predict.work import OTHER
 from hwprune.provenance import provenance_of
 from hwprune.tables import Document
@@ -35,7 +33,7 @@ def calibrate(document: Document, target: Target) -> Calibrated:
     used = [row for row in measured if row.threads == threads[0][0]]
     samples = []
     for row in used:
-        works = planned_works(row.workload, target, row.threads)
+        works = works_of(row.workload, target, row.threads)
         if len(works) == 1 and works[0].algorithm != OTHER:  # a time of two parts teaches neither
             samples.append(Sample(works[0], row.median_us, repr(works[0].traits)))
     if len(samples) < FEWEST:
@@ -44,7 +42,8 @@ def calibrate(document: Document, target: Target) -> Calibrated:
             where=document.target,
             hint=f"at least {FEWEST}: run hwprune profile with --rpc",
         )
-    model = LatencyModel.fit(samples, Machine.of(target, used[0].threads), described_model())
-    device = max(entry.origin.fingerprint for entry in document.entries)
-    source = f"{device}, {used[0].threads} threads"
-    return Calibrated(model, target.name, OURS, source, len(samples), described_model().interval)
+    device = device_of(target, used[0].threads)
+    model = LatencyModel.fit(samples, device, described(device))
+    board = max(entry.origin.fingerprint for entry in document.entries)
+    source = f"{board}, {used[0].threads} threads"
+    return Calibrated(model, target.name, OURS, source, len(samples), described(device).interval)

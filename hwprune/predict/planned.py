@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from hwprune.lower.cpu import tiles, winograd, winograd_choice
 from hwprune.lower.cpu.conv_plan import Plan
 from hwprune.lower.cpu.emit import Context
@@ -15,7 +17,7 @@ from hwprune.lower.cpu.geometry import Geometry
 from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
 from hwprune.lower.spec import TensorSpec, Workload
 from hwprune.macs import macs
-from hwprune.predict.conv_shape import BYTES, ConvShape
+from hwprune.predict.conv_shape import ConvShape
 from hwprune.predict.work import DEPTHWISE, DIRECT, OTHER, WINOGRAD, Work, blocks, imbalance
 from hwprune.target import Target
 
@@ -178,4 +180,4 @@ def _weight_bytes(workload: Workload) -> float:
 
 
 def _bytes(spec: TensorSpec) -> float:
-    return float(BYTES * prod(spec.shape))
+    return float(np.dtype(spec.dtype).itemsize * prod(spec.shape))

@@ -57,7 +57,7 @@ class Work:
     def terms(self, machine: Machine) -> Terms:
         """Microseconds of every count at the best that the machine is described to do."""
         memory = memory_rate(machine)
-        far_bytes = sum(b * _beyond(b, machine.l2_bytes) for b in self.tensor_bytes)
+        far_bytes = sum(b * beyond(b, machine.l2_bytes) for b in self.tensor_bytes)
         return Terms(
             multiply=machine.us(self.multiply_vectors / machine.fma_per_cycle),
             load=machine.us(self.load_vectors / machine.loads_per_cycle),
@@ -75,7 +75,7 @@ def memory_rate(machine: Machine) -> float:
     return machine.memory_bytes_per_s or UNKNOWN_MEMORY_BYTES_PER_S
 
 
-def _beyond(size_bytes: float, cache_bytes: int) -> float:
+def beyond(size_bytes: float, cache_bytes: int) -> float:
     """The share of a tensor that has left a cache before it is read again."""
     return min(max(2 * size_bytes / cache_bytes - 1, 0.0), 1.0)
 

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from hwprune.errors import HwpruneError, TargetError
 from hwprune.lower.spec import Workload
-from hwprune.measure import BATCH, Measured, Progress
+from hwprune.measure import BATCH, Measured, Progress, failed_row, timed_rows
 from hwprune.provenance import provenance_of
 from hwprune.remote import tracker
 from hwprune.remote.address import Boards
@@ -121,19 +119,11 @@ class _Run:
         table, facts = self.boards.table, outcome.facts
         self.boards.warn(facts.warnings(worked=True))
         versions = f"{provenance_of(self.fleet.job.target).versions}, {facts.brief}"
-        p10, median, p90 = np.percentile(outcome.times, [10, 50, 90], axis=0)
-        repeats = len(outcome.times)
-        rows = [
-            Row(w, self.threads, float(m), float(low), float(high), repeats, versions=versions)
-            for w, m, low, high in zip(outcome.workloads, median, p10, p90, strict=True)
-        ]
-        self._put(table, rows)
+        self._put(table, timed_rows(outcome.workloads, self.threads, outcome.times, versions))
 
     def _fail(self, workload: Workload, reason: str) -> None:
-        text = (reason.strip().splitlines() or ["no reason"])[0][:300]
-        row = Row(workload, self.threads, np.nan, np.nan, np.nan, 0, failure=text)
         self.failed.append(workload)
-        self._put(self.boards.table, [row])
+        self._put(self.boards.table, [failed_row(workload, self.threads, reason)])
 
     def _put(self, table: LatencyTable, rows: Sequence[Row]) -> None:
         table.put(rows)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from hwprune.lower.cpu import (
     attention,
+    cast,
     conv,
     depthwise,
+    emit,
     expand_depthwise,
     linear,
     matmul,
@@ -26,6 +28,7 @@ from hwprune.lower.spec import Kernel, Workload
 from hwprune.target import Target
 
 RULES = (
+    cast.schedule,
     depthwise.schedule,
     expand_depthwise.schedule,
     winograd.schedule,
@@ -49,8 +52,9 @@ def schedule(workload: Workload, target: Target, threads: int) -> Kernel | None:
     if workload.op == "aten" or not all(map(is_float, tensors)):
         return None
     context = Context.of(target, threads)
-    for rule in RULES:
-        kernel = rule(workload, context)
-        if kernel is not None:
-            return kernel
+    with emit.computing(workload.output.dtype):
+        for rule in RULES:
+            kernel = rule(workload, context)
+            if kernel is not None:
+                return kernel
     return None

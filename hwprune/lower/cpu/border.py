@@ -20,7 +20,7 @@ def copy_with_border(
     top, left = g.padding[0], min(g.padding[1], width)
     copied = min(g.width, width - left)
     tail: tuple[int, ...] = () if lanes is None else (lanes,)
-    padded = T.alloc_buffer((g.batch, planes, height, width, *tail), "float32")
+    padded = T.alloc_buffer((g.batch, planes, height, width, *tail), emit.real())
     with emit.split_threads(g.batch * planes * height, threads) as (first, count):
         with loop(count) as i:
             n, c, h = emit.split_index(first + i, (g.batch, planes, height))

@@ -8,16 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwprune.lower.cpu.tiles import WIDE, Pipes
-from hwprune.target import Core, Target
+from hwprune.target import FLOAT16, Core, Target
 
 MEMORY_BYTES_PER_CYCLE = 5.0  # that one core reads, where a target does not say less
 PEAK_SHARE = 0.5  # of the memory's peak that one core gets
+HALF_LANES = 16  # FMLA by element takes halves of V0 to V15 (Arm Architecture Reference Manual)
+STEP = 4  # where broadcasts are loads
 L3_SHARE = 8 << 20  # bytes of level 3 that one core fills
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule may use: vector width in floats, registers, threads, cache sizes in bytes."""
+    """What a rule may use: vector width in elements, registers, threads, cache sizes in bytes."""
 
     lanes: int
     registers: int
@@ -27,6 +29,12 @@ class Context:
     pipes: Pipes = WIDE
     memory_bytes_per_cycle: float = MEMORY_BYTES_PER_CYCLE
     l3_bytes: int = L3_SHARE  # this core's share; 0 without such a level
+    item_bytes: int = 4  # of an element
+
+    @property
+    def step(self) -> int:
+        """Input channels of an unrolled step of a reduction: a register's, where it is held."""
+        return self.lanes if self.pipes.lane_operand else STEP
 
     def held(self, step: int) -> int:
         """`step` where values of so many steps are held in a register, of which lanes are used."""
@@ -41,9 +49,10 @@ class Context:
             threads,
             target.l1d_bytes or 32 << 10,
             target.l2_bytes or 256 << 10,
-            _pipes(target.core) if target.core else WIDE,
+            _pipes(target.core, target) if target.core else WIDE,
             _memory(target),
             min(target.l3_bytes or (0 if target.l2_bytes else L3_SHARE), L3_SHARE),
+            2 if target.dtype == FLOAT16 else 4,
         )
 
 
@@ -55,7 +64,8 @@ def _memory(target: Target) -> float:
     return min(PEAK_SHARE * peak, MEMORY_BYTES_PER_CYCLE)
 
 
-def _pipes(core: Core) -> Pipes:
+def _pipes(core: Core, target: Target) -> Pipes:
+    half = target.dtype == FLOAT16
     return Pipes(
         core.fma_per_cycle,
         core.fma_latency_cycles,
@@ -63,4 +73,5 @@ def _pipes(core: Core) -> Pipes:
         core.issue_width,
         core.lane_operand,
         core.in_order,
+        HALF_LANES if half else target.vector_registers,
     )

@@ -175,7 +175,7 @@ class _Writer:
 
     def _accumulators(self, tile: tiles.Tile) -> Buffer:
         shape = (tile.accumulators, self.plan.context.lanes)
-        return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
+        return emit.local(shape)
 
     def _reduce(
         self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Share | None

@@ -21,7 +21,6 @@ from hwprune.lower.spec import PLAIN, Workload
 CHUNK_SHARE = 0.5  # of the level-1 cache that a chunk of weights may fill
 FEW = 8  # tiles of positions for which chunks of weights, fetched early, pay
 MANY = 64  # for which they do where the input leaves no room in the cache for weights
-STEP = 4  # input channels per unrolled reduction step
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Plan:
         """The plan of a conv2d workload."""
         g = Geometry.of(workload)
         plain = workload.inputs[0].layout == PLAIN
-        reduction = Reduction(g, context.lanes, 1 if plain else STEP)
+        reduction = Reduction(g, context.lanes, 1 if plain else context.step)
         rows, cols = (
             (1, g.out_height * g.out_width)
             if g.pointwise and not plain
@@ -103,14 +102,16 @@ class Plan:
         """Whether the input and the weights of a tile of blocks do not stay in the cache."""
         weights = self.tile.blocks * self.context.lanes * self.reduction.extent * self.taps
         read = math.prod(self.workload.inputs[0].shape) // self.geometry.batch
-        return 4 * (weights + read) > order.CACHE_SHARE * self.context.l2_bytes
+        return (
+            self.context.item_bytes * (weights + read) > order.CACHE_SHARE * self.context.l2_bytes
+        )
 
     def chunk_steps(self, part: tiles.Segment) -> int:
         """Steps whose weights for a tile of blocks are used by all positions before the next."""
         if not self.few_positions or self.positions == 1:
             return self.steps
         lanes, step = self.context.lanes, self.reduction.step
-        step_bytes = 4 * part.size * lanes * step * self.taps
+        step_bytes = self.context.item_bytes * part.size * lanes * step * self.taps
         whole = lanes // step  # steps of an input vector
         longest = max(int(CHUNK_SHARE * self.context.l1_bytes) // step_bytes // whole, 1) * whole
         chunks = emit.blocks(self.steps, longest)
@@ -142,8 +143,8 @@ class Plan:
                 block_tiles=part.count,
                 row_tiles=max(r.count for r, _ in planes),
                 col_tiles=max(c.count for _, c in planes),
-                weight_bytes=4 * int(np.prod(self.param_shapes()[0])),
-                input_bytes=4 * g.channels * g.height * g.width,
+                weight_bytes=self.context.item_bytes * int(np.prod(self.param_shapes()[0])),
+                input_bytes=self.context.item_bytes * g.channels * g.height * g.width,
                 grouped=g.groups > 1,
             ),
             self.context,

@@ -101,7 +101,7 @@ class Plan:
     def accumulators(self) -> Buffer:
         """The register tile."""
         shape = (self.columns, self.context.lanes)
-        return T.alloc_buffer(shape, "float32", scope="local", annotations=emit.ON_STACK)
+        return emit.local(shape)
 
     def row(
         self,

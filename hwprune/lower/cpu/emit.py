@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from hwprune.lower.cpu.context import Context as Context
 from hwprune.lower.spec import ALIGNMENT, TensorSpec, Workload
+from hwprune.target import FLOAT16, FLOAT32
 from hwprune.tvm_runtime import load_tvm
 
 load_tvm()
@@ -25,7 +27,7 @@ from tvm.tirx.script.builder import ir as T  # noqa: E402, N812
 PIECES = 6  # of a thread's share of the work at most: what another thread may take
 LINE = 16  # int32 in a cache line
 TAKE = """
-define i32 @hwprune_take(ptr %taken) alwaysinline nounwind {
+define linkonce_odr i32 @hwprune_take(ptr %taken) alwaysinline nounwind {
   %piece = atomicrmw add ptr %taken, i32 1 monotonic
   ret i32 %piece
 }
@@ -58,6 +60,8 @@ ERF_UNDER = (
 Expr = Any
 Buffer = Any
 
+_REAL: ContextVar[str] = ContextVar("real", default=FLOAT32)
+
 # Keep small local arrays on the stack, where LLVM turns them into registers; without it TVM moves
 # arrays above 1 KiB to the heap.
 ON_STACK = {"disable_lower_builtin": True}
@@ -68,9 +72,34 @@ def blocks(channels: int, lanes: int) -> int:
     return -(-channels // lanes)
 
 
-def step(depth: int) -> int:
-    """Steps of a reduction to unroll, so that counting costs little: a divisor up to four."""
-    return math.gcd(depth, 4)
+def step(depth: int, most: int) -> int:
+    """Steps of a reduction to unroll, so that counting costs little: a divisor up to `most`."""
+    return math.gcd(depth, most)
+
+
+def real() -> str:
+    """The floating-point type of the function under construction."""
+    return _REAL.get()
+
+
+@contextmanager
+def computing(dtype: str) -> Iterator[None]:
+    """What is written within computes in this floating-point type."""
+    before = _REAL.set(dtype)
+    try:
+        yield
+    finally:
+        _REAL.reset(before)
+
+
+def cast(value: Expr, dtype: str) -> Expr:
+    """A value in another floating-point type."""
+    return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)
+
+
+def local(shape: tuple[int, ...], dtype: str = "") -> Buffer:
+    """An array that LLVM turns into registers."""
+    return T.alloc_buffer(shape, dtype or real(), scope="local", annotations=ON_STACK)
 
 
 def build_function(
@@ -79,13 +108,18 @@ def build_function(
     params: tuple[tuple[int, ...], ...],
     output: tuple[int, ...],
     body: Callable[[list[Buffer], list[Buffer], Buffer], None],
+    read: str = "",
 ) -> Any:
-    """A PrimFunc with float32 buffers: inputs, params, output, and the body's statements."""
+    """A PrimFunc with buffers of `real()`: inputs, params, output, and the body's statements.
+
+    `read`: the type of the inputs, where it is another one.
+    """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            xs = [T.arg(f"x{i}", _placed(s)) for i, s in enumerate(inputs)]
-            ps = [T.arg(f"p{i}", T.buffer(s, "float32")) for i, s in enumerate(params)]
+            with computing(read or real()):
+                xs = [T.arg(f"x{i}", _placed(s)) for i, s in enumerate(inputs)]
+            ps = [T.arg(f"p{i}", T.buffer(s, real())) for i, s in enumerate(params)]
             y = T.arg("y", _placed(output))
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
             body(xs, ps, y)
@@ -93,8 +127,12 @@ def build_function(
 
 
 def _placed(shape: tuple[int, ...]) -> Any:
-    """A float32 buffer that may lie anywhere in an arena, on a cache line."""
-    return T.buffer(shape, "float32", offset_factor=ALIGNMENT // 4)
+    """A buffer that may lie anywhere in an arena, on a cache line."""
+    return T.buffer(shape, real(), offset_factor=ALIGNMENT // _item_bytes())
+
+
+def _item_bytes() -> int:
+    return 2 if real() == FLOAT16 else 4
 
 
 def physical_inputs(workload: Workload, lanes: int) -> tuple[tuple[int, ...], ...]:
@@ -112,7 +150,7 @@ def store_vector(
 
 def held(count: int, lanes: int, value: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     """`value(i, lane)` of `count` vectors, each loaded once and held in a register."""
-    vectors = T.alloc_buffer((count, lanes), "float32", scope="local", annotations=ON_STACK)
+    vectors = local((count, lanes))
     with unroll(count) as i:
         store_vector(vectors, [i], lanes, lambda lane: value(i, lane))
     return lambda i, lane: vectors[i, lane]
@@ -175,7 +213,7 @@ def prefetch(buffer: Buffer, index: list[Expr], level: int) -> None:
 
 def line_vectors(lanes: int) -> int:
     """Vectors in a cache line."""
-    return max(ALIGNMENT // (4 * lanes), 1)
+    return max(ALIGNMENT // (_item_bytes() * lanes), 1)
 
 
 def balance(count: int, threads: int) -> float:
@@ -217,8 +255,8 @@ class unroll(loop):  # noqa: N801 - reads as the statement it makes
 
 
 def const(value: float) -> Expr:
-    """A float32 constant."""
-    return tirx.const(value, "float32")
+    """A constant of `real()`."""
+    return tirx.const(value, real())
 
 
 def relu(x: Expr) -> Expr:
@@ -270,4 +308,4 @@ def _polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
 
 def is_float(spec: TensorSpec) -> bool:
     """Whether the rules here can handle the tensor."""
-    return spec.dtype == "float32" and all(size > 0 for size in spec.shape)
+    return spec.dtype in (FLOAT32, FLOAT16) and all(size > 0 for size in spec.shape)

@@ -14,6 +14,7 @@ import numpy as np
 from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Expr, const, tirx
 from hwprune.lower.spec import PACKED, STEP_PARAMS, Step, TensorSpec, Workload
+from hwprune.target import FLOAT32
 
 UNARY: dict[str, Callable[..., Expr]] = {
     "relu": lambda x: emit.relu(x),
@@ -98,7 +99,7 @@ class Epilogue:
         param, extra = 0, 0
         for step in self.workload.epilogue:
             if step.op in UNARY:
-                value = UNARY[step.op](value, *step.args)
+                value = _unary(step, value)
             elif step.op in BINARY:
                 value = BINARY[step.op](value, read(extra))
                 extra += 1
@@ -124,6 +125,15 @@ class Epilogue:
     def _read(self, index: int, at: Position) -> Expr:
         spec = self.workload.inputs[self.first_input + index]
         return read_packed(self.extras[index], spec, at, self.lanes)
+
+
+def _unary(step: Step, value: Expr) -> Expr:
+    """An activation of a value; those made of exponentials in float32."""
+    if step.op not in HEAVY:
+        return UNARY[step.op](value, *step.args)
+    dtype = emit.real()
+    with emit.computing(FLOAT32):
+        return emit.cast(UNARY[step.op](emit.cast(value, FLOAT32), *step.args), dtype)
 
 
 def read_packed(buffer: Buffer, spec: TensorSpec, at: Position, lanes: int) -> Expr:

@@ -17,7 +17,7 @@ from hwprune.lower.cpu import conv_plan, depthwise, emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, Position, supported
 from hwprune.lower.cpu.geometry import Geometry
-from hwprune.lower.cpu.product import product
+from hwprune.lower.cpu.product import holds_rows, product
 from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
 from hwprune.lower.spec import Kernel, Workload
 
@@ -68,7 +68,7 @@ class _Plan:
             context.registers,
             one_row=True,
             pipes=context.pipes,
-            held=context.held(conv_plan.STEP),
+            held=context.held(context.step),
         )
         return _Plan(context, replace(conv_plan.Plan.of(first, context), tile=tile), down)
 
@@ -110,7 +110,7 @@ class _Plan:
         down = Epilogue(self.down.workload, lanes, xs[1:], ps[split + 1 :], first_param=1)
         with emit.split_threads(g.out_height, self.context.threads, BANDS) as (first, count):
             shape = (self.rows, self.tile.blocks, g.read[1], lanes)
-            ring = T.alloc_buffer(shape, "float32")
+            ring = T.alloc_buffer(shape, emit.real())
             acc = self.down.accumulators()
             self._border(ring)
             with loop(g.batch) as n:
@@ -181,8 +181,9 @@ class _Band:
         def left(r: Expr, k: Expr, j: Expr) -> Expr:
             return self.x[self.n, k // lanes, h, col + r, k % lanes + j]
 
-        held = self.plan.context.held(emit.step(self.plan.depth)) > 0
-        acc = product(tile, self.plan.depth, left, weight, self.block, held=held)
+        context = self.plan.context
+        held = holds_rows(self.plan.depth, context)
+        acc = product(tile, self.plan.depth, left, weight, self.block, held=held, step=context.step)
 
         def sums(c: Expr, b: Expr, lane: Expr) -> Expr:
             return acc[c * tile.blocks + b, lane]

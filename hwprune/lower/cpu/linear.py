@@ -14,10 +14,8 @@ from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, pack_channels, supported
 from hwprune.lower.cpu.fetch import Share
-from hwprune.lower.cpu.product import product
+from hwprune.lower.cpu.product import FEW, holds_rows, product, row_tile
 from hwprune.lower.spec import PLAIN, Kernel, Workload
-
-FEW = 4  # rows, fewer of which stream the weights
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -63,23 +61,7 @@ class _Plan:
 
     @property
     def tile(self) -> tiles.Tile:
-        """One row streams eight vectors of weights; more rows share them as a convolution does."""
-        if self.rows < FEW:
-            return tiles.Tile(1, 1, min(8, self.blocks))
-        return tiles.choose(
-            1,
-            self.rows,
-            self.blocks,
-            self.context.registers,
-            one_row=True,
-            pipes=self.context.pipes,
-            held=self.held,
-        )
-
-    @property
-    def held(self) -> int:
-        """Steps of a row whose values one register holds."""
-        return self.context.held(emit.step(self.depth))
+        return row_tile(self.rows, self.blocks, self.depth, self.context)
 
     def param_shapes(self) -> tuple[tuple[int, ...], ...]:
         lanes = self.context.lanes
@@ -100,7 +82,7 @@ class _Plan:
     @property
     def steps(self) -> int:
         """Steps of the reduction."""
-        return self.depth // emit.step(self.depth)
+        return self.depth // emit.step(self.depth, self.context.step)
 
     def row_segments(self) -> tuple[tiles.Segment, ...]:
         """Tiles of rows."""
@@ -157,8 +139,11 @@ class _Writer:
         def left(r: Expr, k: Expr, j: Expr) -> Expr:
             return self.x[(*self._at(tile, r), k + j)]
 
-        fetch, held = self._next(tile), self.plan.held > 0
-        return product(shape, self.plan.depth, left, self.weight, tile.block, fetch, held=held)
+        fetch, held = self._next(tile), holds_rows(self.plan.depth, self.plan.context)
+        return product(
+            shape, self.plan.depth, left, self.weight, tile.block, fetch,
+            held=held, step=self.plan.context.step,
+        )  # fmt: skip
 
     def _next(self, tile: _Tile) -> Share | None:
         """Fetches the weights of the next vectors, a share in every tile of rows."""
@@ -184,7 +169,7 @@ class _Writer:
         source: Buffer = acc
         over: type[loop] = unroll
         if self.epilogue.heavy:
-            source, over = T.alloc_buffer(shape, "float32", annotations=emit.ON_STACK), loop
+            source, over = T.alloc_buffer(shape, emit.real(), annotations=emit.ON_STACK), loop
             with unroll(shape[0]) as i:
                 emit.store_vector(source, [i], shape[1], lambda lane: acc[i, lane])
         with over(tile.rows) as r, over(tile.vectors) as b:

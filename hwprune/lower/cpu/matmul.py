@@ -12,7 +12,7 @@ from math import prod
 
 from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
-from hwprune.lower.cpu.product import product
+from hwprune.lower.cpu.product import holds_rows, product, row_tile
 from hwprune.lower.spec import PLAIN, Kernel, Workload
 
 
@@ -56,22 +56,7 @@ class _Plan:
 
     @property
     def tile(self) -> tiles.Tile:
-        if self.rows < 4:
-            return tiles.Tile(1, 1, min(8, self.blocks))
-        return tiles.choose(
-            1,
-            self.rows,
-            self.blocks,
-            self.context.registers,
-            one_row=True,
-            pipes=self.context.pipes,
-            held=self.held,
-        )
-
-    @property
-    def held(self) -> int:
-        """Steps of a row whose values one register holds."""
-        return self.context.held(emit.step(self.depth))
+        return row_tile(self.rows, self.blocks, self.depth, self.context)
 
     def emit(self, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
         """Threads share the batch where it is large enough, else the vectors of columns."""
@@ -79,7 +64,7 @@ class _Plan:
         by_batch = batch >= threads
         with self._shared(batch, by_batch) as (first, count), loop(count) as i:
             at = emit.split_index(first + i, self.batch_shape) if self.batch_shape else []
-            packed = T.alloc_buffer((self.blocks, self.depth, self.context.lanes), "float32")
+            packed = T.alloc_buffer((self.blocks, self.depth, self.context.lanes), emit.real())
             with self._shared(self.blocks, not by_batch) as (start, mine), loop(mine) as b:
                 self._pack(xs[1], at, start + b, packed)
             for part in tiles.segments(self.blocks, self.tile.blocks):
@@ -127,7 +112,8 @@ class _Plan:
             lambda r, k, j: x[(*at, row + r, k + j)],
             packed,
             block,
-            held=self.held > 0,
+            held=holds_rows(self.depth, self.context),
+            step=self.context.step,
         )
         with unroll(tile.cols) as r, unroll(tile.blocks) as b:
             self._store(acc, y, (*at, row + r), block + b, r * tile.blocks + b)

@@ -11,8 +11,9 @@ from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
 from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
+from hwprune.target import FLOAT16, FLOAT32
 
-LOWEST = -3.4028234663852886e38
+LOWEST = {FLOAT32: -3.4028234663852886e38, FLOAT16: -65504.0}
 PARTIAL_SUMS = 4
 
 
@@ -56,25 +57,28 @@ class _Window:
         extents = (n_out, emit.blocks(channels, lanes), height)
         total = int(np.prod(extents))
         with emit.split_threads(total, self.context.threads) as (first, count):
-            acc = T.alloc_buffer((lanes,), "float32", scope="local", annotations=emit.ON_STACK)
+            acc = emit.local((lanes,), self._dtype)
             with loop(count) as i:
                 n, block, row = emit.split_index(first + i, extents)
                 with loop(width) as col:
                     area = self._window(n, block, row, col, xs[0], acc)
                     with T.vectorized(lanes) as lane:
                         at = Position(n, block, row, col, lane)
-                        value = epilogue.apply(self._finish(acc[lane], area), at)
+                        mean = emit.cast(self._finish(acc[lane], area), emit.real())
+                        value = epilogue.apply(mean, at)
                         T.buffer_store(y, value, [n, block, row, col, lane])
 
     def _window(self, n: Expr, block: Expr, row: Expr, col: Expr, x: Buffer, acc: Buffer) -> Expr:
         """Reduce one window into `acc`; returns the number of values inside the image."""
-        lanes, maximum = self.context.lanes, self.workload.op == "max_pool2d"
+        lanes, maximum = self.context.lanes, self._maximum
         bounds = [self._bounds(axis, at) for axis, at in ((0, row), (1, col))]
         (h0, h_low, h_high, dh), (w0, w_low, w_high, dw) = bounds
-        emit.store_vector(acc, [], lanes, lambda _: const(LOWEST if maximum else 0.0))
+        start = LOWEST[self._dtype] if maximum else 0.0
+        emit.store_vector(acc, [], lanes, lambda _: tirx.const(start, self._dtype))
         with T.serial(h_high - h_low) as i, T.serial(w_high - w_low) as j:
             with T.vectorized(lanes) as lane:
                 value = x[n, block, h0 + (h_low + i) * dh, w0 + (w_low + j) * dw, lane]
+                value = emit.cast(value, self._dtype)
                 total = tirx.max(acc[lane], value) if maximum else acc[lane] + value
                 T.buffer_store(acc, total, [lane])
         return (h_high - h_low) * (w_high - w_low)
@@ -90,13 +94,22 @@ class _Window:
         return origin, low, tirx.max(high, low), dilation
 
     def _finish(self, value: Expr, area: Expr) -> Expr:
-        if self.workload.op == "max_pool2d":
+        if self._maximum:
             return value
         kernel = self.workload.attr("kernel")
         divisor = self.workload.attr("divisor")
         if divisor or self.workload.attr("count_include_pad"):
-            return value * const(1.0 / (divisor or kernel[0] * kernel[1]))
-        return value / tirx.Cast("float32", area)
+            return value * tirx.const(1.0 / (divisor or kernel[0] * kernel[1]), FLOAT32)
+        return value / tirx.Cast(FLOAT32, area)
+
+    @property
+    def _maximum(self) -> bool:
+        return self.workload.op == "max_pool2d"
+
+    @property
+    def _dtype(self) -> str:
+        """What a window is reduced in: sums in float32."""
+        return emit.real() if self._maximum else FLOAT32
 
     def _has(self, name: str) -> bool:
         return any(key == name for key, _ in self.workload.attrs)
@@ -114,9 +127,7 @@ class _GlobalMean:
         extents = (batch, emit.blocks(channels, lanes))
         packed = self.workload.output.layout == PACKED
         with emit.split_threads(extents[0] * extents[1], self.context.threads) as (first, count):
-            acc = T.alloc_buffer(
-                (PARTIAL_SUMS, lanes), "float32", scope="local", annotations=emit.ON_STACK
-            )
+            acc = emit.local((PARTIAL_SUMS, lanes), FLOAT32)
             with loop(count) as i:
                 n, block = emit.split_index(first + i, extents)
                 self._sum(n, block, height * width, width, xs[0], acc)
@@ -134,11 +145,12 @@ class _GlobalMean:
 
         def add(part: int, pixel: Expr) -> None:
             with T.vectorized(lanes) as lane:
-                value = acc[part, lane] + x[n, block, pixel // width, pixel % width, lane]
-                T.buffer_store(acc, value, [part, lane])
+                value = x[n, block, pixel // width, pixel % width, lane]
+                total = acc[part, lane] + emit.cast(value, FLOAT32)
+                T.buffer_store(acc, total, [part, lane])
 
         for part in range(PARTIAL_SUMS):
-            emit.store_vector(acc, [part], lanes, lambda _: const(0.0))
+            emit.store_vector(acc, [part], lanes, lambda _: tirx.const(0.0, FLOAT32))
         whole = pixels // PARTIAL_SUMS
         if whole:
             with loop(whole) as j:
@@ -157,7 +169,7 @@ class _GlobalMean:
         epilogue: Epilogue,
     ) -> None:
         lanes = self.context.lanes
-        staged = T.alloc_buffer((lanes,), "float32")
+        staged = T.alloc_buffer((lanes,), emit.real())
         emit.store_vector(staged, [], lanes, value)
         count = tirx.min(lanes, channels - block * lanes) if channels % lanes else lanes
         with T.serial(count) as lane:
@@ -171,6 +183,6 @@ def _mean(acc: Buffer, count: int) -> Callable[[Expr], Expr]:
         total = acc[0, lane]
         for part in range(1, PARTIAL_SUMS):
             total = total + acc[part, lane]
-        return total * const(1.0 / count)
+        return emit.cast(total * tirx.const(1.0 / count, FLOAT32), emit.real())
 
     return value

@@ -16,9 +16,9 @@ class Pipes:
     """What a core starts in a cycle, in whole vectors; the default is that of a wide x86 core.
 
     A broadcast takes a load of its own, of which one a cycle runs. With `lane_operand` a multiply-
-    add takes its value from a lane: values that lie side by side are loaded as a vector and held,
-    and fill registers meanwhile. Where `in_order` loads wait for their turn among the multiply-
-    adds, and weights are loaded before they are needed.
+    add takes its value from a lane, of one of the first `lane_registers`: values that lie side by
+    side are loaded as a vector and held, and fill registers meanwhile. Where `in_order` loads wait
+    for their turn among the multiply-adds, and weights are loaded before they are needed.
     """
 
     fma: float = 2.0
@@ -27,6 +27,7 @@ class Pipes:
     issue: float = 4.0
     lane_operand: bool = False
     in_order: bool = False
+    lane_registers: int = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def fits(tile: Tile, registers: int, pipes: Pipes = WIDE, held: int = 0) -> bool
     """Accumulators, a weight vector a block, the broadcast or held values, and some to spare."""
     weights = tile.blocks * (2 if pipes.in_order else 1)
     values = tile.rows * tile.cols if held else 0
+    if values > pipes.lane_registers * 3 // 4:
+        return False
     return tile.accumulators + weights + values + 1 <= registers - registers // 16
 
 

@@ -26,6 +26,7 @@ from hwprune.lower.cpu.winograd_transform import (
     transform_weights,
 )
 from hwprune.lower.spec import PACKED, Kernel, Workload
+from hwprune.target import FLOAT32
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -46,6 +47,8 @@ def schedule(workload: Workload, context: Context) -> Kernel | None:
 def applies(workload: Workload) -> bool:
     """Whether a workload is a dense 3x3 convolution of stride 1 in the packed layout."""
     if workload.op != "conv2d" or not supported(workload.epilogue):
+        return False
+    if workload.output.dtype != FLOAT32:  # its transforms lose digits, of which there are few
         return False
     if workload.output.layout != PACKED or workload.inputs[0].layout != PACKED:
         return False

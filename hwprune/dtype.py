@@ -1,0 +1,49 @@
+"""The type in which a network is computed: float32, or a shorter one where a device has it.
+
+In: a `Target` and the name of a type. Out: the target as it computes in that type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hwprune.errors import TargetError
+from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, Target
+
+DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+FEATURE = "asimdhp"  # Linux's name of Armv8.2's vectors of half precision
+
+
+def in_dtype(target: Target, dtype: str) -> Target:
+    """The target with `dtype` for its activations, weights and multiply-adds.
+
+    Raises TargetError where there is no such type, or the target has no arithmetic of it.
+    """
+    if dtype not in DTYPES:
+        raise TargetError(
+            f"unknown type {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}"
+        )
+    if dtype == target.dtype:
+        return target
+    if target.gpu is not None:
+        _check_tensor_cores(target, dtype)
+    elif target.kind != "cpu" or dtype != FLOAT16 or FEATURE not in target.isa:
+        raise TargetError(
+            f"target {target.name!r} has no arithmetic in {dtype}",
+            where="dtype",
+            hint=f"leave it out, or choose an Arm target whose isa.features have {FEATURE}, or a "
+            "GPU",
+        )
+    return replace(target, dtype=dtype)
+
+
+def _check_tensor_cores(target: Target, dtype: str) -> None:
+    assert target.gpu is not None
+    if dtype in target.gpu.tensor_flop_per_s:
+        return
+    known = ", ".join(d for d in DTYPES if d in target.gpu.tensor_flop_per_s)
+    raise TargetError(
+        f"{target.gpu.architecture} has no tensor cores for {dtype}",
+        where=f"target {target.name!r}: dtype",
+        hint=f"it has them for {known}" if known else "float32 is computed on CUDA cores",
+    )
