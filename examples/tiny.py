@@ -123,31 +123,37 @@ class Autoencoder(nn.Module):
         return self.layers(x)
 
 
+def _shaped(net: nn.Module, name: str) -> nn.Module:
+    """The network, which says what goes in."""
+    net.example_input_shape = SHAPES[name]  # type: ignore[assignment]
+    return net
+
+
 def resnet8(seed: int = 0) -> nn.Module:
     """An untrained ResNet-8: 3x32x32 in, 10 logits out, 12.5 M multiply-accumulates."""
-    return seeded(ResNet8, seed)
+    return _shaped(seeded(ResNet8, seed), "resnet8")
 
 
 def ds_cnn(seed: int = 0) -> nn.Module:
     """An untrained DS-CNN: 1x49x10 in, 12 logits out, 2.7 M multiply-accumulates."""
-    return seeded(DSCNN, seed)
+    return _shaped(seeded(DSCNN, seed), "ds_cnn")
 
 
 def mobilenet(seed: int = 0) -> nn.Module:
     """An untrained MobileNetV1-0.25: 3x96x96 in, 2 logits out, 7.5 M multiply-accumulates."""
-    return seeded(MobileNetV1, seed)
+    return _shaped(seeded(MobileNetV1, seed), "mobilenet")
 
 
 def autoencoder(seed: int = 0) -> nn.Module:
     """An untrained autoencoder: 640 values in and out, 0.26 M multiply-accumulates."""
-    return seeded(Autoencoder, seed)
+    return _shaped(seeded(Autoencoder, seed), "autoencoder")
 
 
 def fashion_resnet8(seed: int = 0) -> nn.Module:
     """An untrained ResNet-8 for Fashion-MNIST: 1x28x28 in, 10 logits out."""
-    return seeded(lambda: ResNet8(channels=1), seed)
+    return _shaped(seeded(lambda: ResNet8(channels=1), seed), "fashion_resnet8")
 
 
 def fashion_ds_cnn(seed: int = 0) -> nn.Module:
     """An untrained DS-CNN for Fashion-MNIST: 1x28x28 in, 10 logits out."""
-    return seeded(lambda: DSCNN(28, 28, 10), seed)
+    return _shaped(seeded(lambda: DSCNN(28, 28, 10), seed), "fashion_ds_cnn")

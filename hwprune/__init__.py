@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from hwprune.dry_run import find_sensitivity
     from hwprune.front import compile_point
     from hwprune.front_search import search
-    from hwprune.pipeline import compile, compile_pruned, inspect, profile, prune
+    from hwprune.pipeline import compile, compile_pruned, inspect, prune
     from hwprune.plan import Plan
+    from hwprune.profiling import profile
     from hwprune.target import Target, list_targets, load_target
     from hwprune.ways.growing import GrowingRegularizer
     from hwprune.ways.iterative import prune_iteratively
@@ -35,7 +36,7 @@ _HOMES = {
     "compile_pruned": "pipeline",
     "find_sensitivity": "dry_run",
     "inspect": "pipeline",
-    "profile": "pipeline",
+    "profile": "profiling",
     "compile_point": "front",
     "search": "front_search",
     "prune": "pipeline",

@@ -16,6 +16,7 @@ from torch import Tensor
 from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.capture import Program
+from hwprune.compare import few_inputs
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate, Span
@@ -23,6 +24,7 @@ from hwprune.latency import Outcome, Pair, Timing, network_costs
 from hwprune.predict.fill import MODEL
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
+from hwprune.target import FLOAT16, Target
 from hwprune.verify import Certificate
 
 HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
@@ -54,9 +56,10 @@ def account(facts: Facts) -> dict[str, Any]:
         "model": prepared.program.name,
         "target": prepared.target.name,
         "threads": prepared.threads,
+        **_run(prepared),
         "budget": {r: str(b) for r, b in facts.budgets.items()},
-        "dense": _sizes(prepared.program, prepared.dense(MACS)),
-        "pruned": _sizes(outcome.program, chosen.predicted[MACS]),
+        "dense": _sizes(prepared.program, prepared.dense(MACS), prepared.target),
+        "pruned": _sizes(outcome.program, chosen.predicted[MACS], prepared.target),
         **_origin(facts),
         "certificate": {
             "max_rel_error": facts.certificate.max_rel_error,
@@ -88,6 +91,14 @@ def account(facts: Facts) -> dict[str, Any]:
     return report
 
 
+def _run(prepared: Prepared) -> dict[str, Any]:
+    """What a run on a GPU is of: how many inputs, in which type."""
+    if prepared.target.kind != "cuda":
+        return {}
+    batch = {x.shape[0] for x in prepared.program.inputs if x.ndim}
+    return {"dtype": prepared.target.dtype, "batch": min(batch, default=1)}
+
+
 def _origin(facts: Facts) -> dict[str, Any]:
     """How the plan was found: by a search, or given."""
     if facts.plan_source:
@@ -103,17 +114,25 @@ def _origin(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _sizes(program: Program, macs: float) -> dict[str, Any]:
+def _sizes(program: Program, macs: float, target: Target) -> dict[str, Any]:
     tensors = list(program.module.parameters())
+    halves = 2 if target.dtype == FLOAT16 else 1
     return {
         "params": sum(t.numel() for t in tensors),
         "macs": int(macs),
-        "weight_bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "weight_bytes": sum(t.numel() * t.element_size() // halves for t in tensors),
     }
 
 
 def add_latency(report: dict[str, Any], pair: Pair) -> None:
-    """Write what was measured, dense and pruned in turn; the prediction's error if there is one."""
+    """Write what was measured, dense and pruned in turn; the prediction's error if there is one.
+
+    It takes the place of an estimate.
+    """
+    for side in ("dense", "pruned"):
+        for end in ("low", "high"):
+            report[side].pop(f"latency_{end}_us", None)
+    report.pop("latency_model", None)
     report["dense"] |= {"latency_us": pair.dense_us, "latency_source": "device"}
     report["pruned"] |= {"latency_us": pair.pruned_us, "latency_source": "device"}
     report["ratio"] = pair.ratio
@@ -135,7 +154,9 @@ def _add_prediction(report: dict[str, Any], timing: Timing) -> None:
 
 def add_estimate(report: dict[str, Any], found: Estimate) -> None:
     """Latencies of a device that is not here, with their interval; never as if measured."""
+    report.pop("prediction_error", None)
     for side, span in (("dense", found.dense), ("pruned", found.pruned)):
+        report[side].pop("predicted_us", None)
         report[side] |= {
             "latency_us": span.median_us,
             "latency_low_us": span.low_us,
@@ -264,7 +285,7 @@ def _fidelity(facts: Facts) -> dict[str, Any]:
     elif facts.images is not None:
         images, kind = facts.images, "calibration images"
     elif len(facts.prepared.program.inputs) == 1:
-        images, kind = facts.prepared.program.inputs[0], "example inputs"
+        images, kind = few_inputs(facts.prepared.program)[0], "example inputs"
     else:
         return {"top1_agreement": None, "cosine": None, "images": 0, "on": "nothing"}
     dense = _runner(facts.prepared.program)

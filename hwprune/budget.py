@@ -1,4 +1,4 @@
-"""Budgets: "8ms", "50%", "300M" -> a `Budget` on latency, multiply-accumulates or parameters."""
+"""Budgets: "8ms", "50%", "64KiB" -> a `Budget` on latency, operations, parameters or memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from dataclasses import dataclass
 from hwprune.errors import BudgetError
 
 LATENCY, MACS, PARAMS = "latency_us", "macs", "params"
+SRAM, FLASH = "sram_bytes", "flash_bytes"
+_BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "KiB": 2.0**10, "MiB": 2.0**20}
 _UNITS = {
     LATENCY: {"ns": 1e-3, "us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6},
     MACS: {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     PARAMS: {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
+    SRAM: _BYTES,
+    FLASH: _BYTES,
 }
-_EXAMPLES = {LATENCY: "8ms, 800us or 50%", MACS: "300M, 1.2G or 50%", PARAMS: "5M or 50%"}
+_EXAMPLES = {
+    LATENCY: "8ms, 800us or 50%",
+    MACS: "300M, 1.2G or 50%",
+    PARAMS: "5M or 50%",
+    SRAM: "64KiB or 50%",
+    FLASH: "512KiB or 50%",
+}
+_NAMES = {LATENCY: "latency", MACS: "macs", PARAMS: "params", SRAM: "sram", FLASH: "flash"}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `value` of a resource: absolute (us, MACs, parameters), or a share of the dense."""
+    """At most `value` of a resource: absolute (us, MACs, bytes, …), or a share of the dense."""
 
     resource: str
     value: float
@@ -30,11 +41,14 @@ class Budget:
         return self.value * dense if self.relative else self.value
 
     def __str__(self) -> str:
-        """As a person writes it: 50%, 8 ms, 300M."""
+        """As a person writes it: 50%, 8 ms, 300M, 64 KiB."""
         if self.relative:
             return f"{100 * self.value:g}%"
         if self.resource == LATENCY:
             return f"{self.value / 1000:g} ms"
+        if self.resource in (SRAM, FLASH):
+            whole = self.value % 1024 == 0
+            return f"{self.value / 1024:g} KiB" if whole else f"{self.value:.0f} bytes"
         for suffix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if self.value >= factor:
                 return f"{self.value / factor:g}{suffix}"
@@ -48,7 +62,7 @@ def parse_budget(text: str | float | None, resource: str) -> Budget | None:
     """
     if text is None:
         return None
-    where = {LATENCY: "latency", MACS: "macs", PARAMS: "params"}[resource]
+    where = _NAMES[resource]
     hint = f"write it like {_EXAMPLES[resource]}"
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(\D*?)\s*", str(text))
     if match is None:

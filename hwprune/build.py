@@ -21,15 +21,22 @@ from torch import Tensor
 
 from hwprune.atomic import check_room
 from hwprune.capture import Program, specialize
-from hwprune.deploy import LIBRARY, Artifact, Manifest, TensorInfo
+from hwprune.cuda_runtime import digest, gpu_architecture
+from hwprune.deploy import CUBIN, CUBIN_SOURCE, LIBRARY, Artifact, Manifest, TensorInfo
 from hwprune.emulate import run_flat
 from hwprune.errors import LoweringError
 from hwprune.lower import Lowered, lower
-from hwprune.target import Target, required_isa
+from hwprune.lower.half import check_range
+from hwprune.lower.spec import numpy_type
+from hwprune.nvcc import compile_cubin
+from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, Target, required_isa
 from hwprune.toolchain import emulator, linker, runs_here
 
 CODE_BYTES = 4 << 20
-TOLERANCE = 1e-4  # relative to the largest output, float32
+TOLERANCE = 1e-4  # relative to the largest output
+HALF_TOLERANCE = 3e-2  # in float16: sums of thousands of products, each rounded to 11 bits
+# Of a GPU, whose sums are float32: 8 and 16 units in the last place, for rounding errors add up.
+GPU_TOLERANCES = {FLOAT16: 8 * 2.0**-10, BFLOAT16: 16 * 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,10 @@ class Build:
 def build(program: Program, target: Target, threads: int) -> Build:
     """Lower, compile, load and check a program; a foreign target's under an emulator, if any.
 
-    Raises LoweringError if the compiled outputs differ from PyTorch's by more than `TOLERANCE`
-    or a tensor is empty or too large, ArtifactError if the code does not run on this CPU,
-    ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is no
-    room for it.
+    Raises LoweringError if the compiled outputs differ from PyTorch's in float32 by more than
+    `tolerance` or a tensor is empty or too large, ArtifactError if the code does not run on this
+    CPU, ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is
+    no room for it.
     """
     linker(target)
     check_room(tempfile.gettempdir(), _temporary_bytes(program))
@@ -63,23 +70,52 @@ def build(program: Program, target: Target, threads: int) -> Build:
     try:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
+        if target.gpu is not None:
+            _write_cubin(lowered, target, directory)
         manifest = _manifest(static, reference, target, threads)
-        here = target.runner == "local" or runs_here(target)
+        here = _runs_here(target)
         artifact = Artifact(directory, manifest, loaded=here)
         weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    inputs = [t.detach().numpy() for t in static.inputs]
+    inputs = [_array(t, outside(target)) for t in static.inputs]
     if artifact.loaded:
         result = artifact(*inputs)
         found = list(result) if isinstance(result, tuple) else [result]
-        return Build(artifact, lowered, compare(found, static, reference))
-    runner = emulator(target)
+        return Build(artifact, lowered, compare(found, static, reference, target))
+    runner = emulator(target) if target.gpu is None else None
     if runner is None:
         return Build(artifact, lowered, None)
     found = run_flat(directory / LIBRARY, lowered.flat(), target, inputs)
-    return Build(artifact, lowered, compare(found, static, reference), runner.name)
+    error = compare(found, static, reference, target)
+    return Build(artifact, lowered, error, runner.name)
+
+
+def _runs_here(target: Target) -> bool:
+    """Whether this machine runs a target's network."""
+    if target.gpu is not None:
+        return target.runner == "local" and gpu_architecture() == target.gpu.architecture
+    return target.runner == "local" or runs_here(target)
+
+
+def _write_cubin(lowered: Lowered, target: Target, directory: Path) -> None:
+    """The machine code of a GPU's kernels, beside the library."""
+    assert target.gpu is not None
+    source = lowered.cuda_source()
+    cubin = compile_cubin(source, target.gpu.architecture)
+    (directory / CUBIN).write_bytes(cubin.code)
+    (directory / CUBIN_SOURCE).write_text(digest(source) + "\n")
+
+
+def outside(target: Target) -> str:
+    """The type of floating-point inputs and outputs: on a GPU what it computes in."""
+    return target.dtype if target.gpu is not None else FLOAT32
+
+
+def _array(tensor: Tensor, dtype: str) -> np.ndarray:
+    array: np.ndarray = tensor.detach().numpy()
+    return array.astype(numpy_type(dtype)) if array.dtype == np.float32 else array
 
 
 def run_torch(program: Program) -> tuple[Tensor, ...]:
@@ -104,35 +140,62 @@ def _manifest(
     program: Program, outputs: tuple[Tensor, ...], target: Target, threads: int
 ) -> Manifest:
     placeholders = [n.name for n in program.module.graph.nodes if n.op == "placeholder"]
+    floats = outside(target)
     return Manifest(
         model=program.name,
         target=target.name,
         isa=required_isa(target),
         threads=threads,
-        inputs=tuple(_info(n, t) for n, t in zip(placeholders, program.inputs, strict=True)),
-        outputs=tuple(_info(f"output_{i}", t) for i, t in enumerate(outputs)),
+        inputs=tuple(
+            _info(n, t, floats) for n, t in zip(placeholders, program.inputs, strict=True)
+        ),
+        outputs=tuple(_info(f"output_{i}", t, floats) for i, t in enumerate(outputs)),
         toolchain=toolchain(),
+        gpu=target.gpu.architecture if target.gpu is not None else "",
     )
 
 
-def _info(name: str, tensor: Tensor) -> TensorInfo:
-    return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+def _info(name: str, tensor: Tensor, floats: str) -> TensorInfo:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorInfo(name, tuple(tensor.shape), floats if dtype == "float32" else dtype)
+
+
+def tolerance(target: Target) -> float:
+    """The largest error against float32 that is accepted, relative to the largest output."""
+    if target.dtype == FLOAT32:
+        return TOLERANCE
+    return HALF_TOLERANCE if target.gpu is None else GPU_TOLERANCES[target.dtype]
 
 
 def compare(
-    compiled: Sequence[np.ndarray], program: Program, reference: tuple[Tensor, ...]
+    compiled: Sequence[np.ndarray],
+    program: Program,
+    reference: tuple[Tensor, ...],
+    target: Target | None = None,
 ) -> float:
-    """The largest error over the largest output. Raises LoweringError above `TOLERANCE`."""
+    """The largest error over the largest output. Raises LoweringError above the tolerance.
+
+    `target`: whose type it was computed in, float32 if None. In float16 the message names the layer
+    that comes nearest to the end of its range.
+    """
     worst = 0.0
     for ours, theirs in zip(compiled, reference, strict=True):
         expected = theirs.detach().numpy().astype(np.float64)
         scale = max(float(np.abs(expected).max(initial=0.0)), 1e-30)
         error = float(np.abs(ours - expected).max(initial=0.0)) / scale
         worst = max(worst, error if np.isfinite(error) else np.inf)
-    if worst > TOLERANCE:
+    limit = TOLERANCE if target is None else tolerance(target)
+    if worst > limit:
         raise LoweringError(
             f"the compiled network differs from PyTorch by {worst:.1e} (relative)",
             where=program.name,
-            hint=f"at most {TOLERANCE:.0e} is accepted; please report the model",
+            hint=f"at most {limit:.0e} is accepted; {_advice(program, target)}",
         )
     return worst
+
+
+def _advice(program: Program, target: Target | None) -> str:
+    if target is None or target.dtype != FLOAT16:
+        return "please report the model"
+    reach = check_range(program)
+    return f"the largest value is {reach.value:.3g} at {reach.where}; compile it in float32"

@@ -37,7 +37,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         import warnings
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-        from hwprune import look_commands, table_commands, ways_commands  # noqa: F401 - theirs
+        from hwprune import (  # noqa: F401 - theirs
+            board_commands,
+            look_commands,
+            table_commands,
+            ways_commands,
+        )
         from hwprune.commands import app
 
         result = app(args=arguments, standalone_mode=False)

@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from hwprune.atomic import replace_directory
+from hwprune.cuda_runtime import answer_with, check_gpu, hint_of
 from hwprune.errors import ArtifactError
 from hwprune.host_cpu import read_cpu
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 MANIFEST = "manifest.json"
 LIBRARY = "model.so"
+CUBIN = "model.cubin"  # machine code of a GPU's kernels
+CUBIN_SOURCE = "model.cubin.source"  # the digest of the CUDA code that it was made of
 FORMAT = 1
 
 
@@ -49,6 +52,7 @@ class Manifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     toolchain: Mapping[str, str]
+    gpu: str = ""  # the architecture of the GPU that it needs, e.g. "sm_90"
     files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
     format: int = FORMAT
 
@@ -75,6 +79,7 @@ class Manifest:
                 inputs=tuple(_tensor_info(t) for t in raw["inputs"]),
                 outputs=tuple(_tensor_info(t) for t in raw["outputs"]),
                 toolchain=dict(raw["toolchain"]),
+                gpu=str(raw.get("gpu", "")),
                 files={str(k): str(v) for k, v in raw["files"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -103,10 +108,13 @@ class Artifact:
 
     def _load(self) -> None:
         directory, manifest, tvm = self.directory, self.manifest, load_tvm()
+        if manifest.gpu:
+            self._load_gpu()
         try:
             library = tvm.runtime.load_module(str(directory / LIBRARY))
-            self._device = tvm.cpu()
-            self._machine = tvm.runtime.vm.VirtualMachine(library, self._device)
+            self._device = tvm.cuda(0) if manifest.gpu else tvm.cpu()
+            devices = [self._device, tvm.cpu()] if manifest.gpu else self._device
+            self._machine = tvm.runtime.vm.VirtualMachine(library, devices)
             self._main = self._machine["main"]
             self._inputs = [
                 tvm.runtime.empty(info.shape, info.dtype, self._device) for info in manifest.inputs
@@ -115,8 +123,14 @@ class Artifact:
             raise ArtifactError(
                 f"cannot be loaded: {error}",
                 where=str(directory / LIBRARY),
-                hint="was it compiled for another machine?",
+                hint=hint_of(error, "was it compiled for another machine?"),
             ) from error
+
+    def _load_gpu(self) -> None:
+        """Check the GPU, and have TVM take our machine code for the library's CUDA source."""
+        check_gpu(self.manifest.gpu, str(self.directory))
+        key = (self.directory / CUBIN_SOURCE).read_text().strip()
+        answer_with(key, (self.directory / CUBIN).read_bytes())
 
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Run the network. Raises ArtifactError on a wrong number, shape or dtype of inputs."""
@@ -150,8 +164,19 @@ class Artifact:
         for _ in range(repeats):
             start = time.perf_counter_ns()
             self._main(*self._inputs)
+            self._device.sync()
             times.append((time.perf_counter_ns() - start) / 1000)
         return times
+
+    def launch(self) -> None:
+        """Start the network once more on the last inputs; `wait` says when it is done."""
+        self._check_loaded()
+        self._run()
+
+    def wait(self) -> None:
+        """Until the device has done what was started."""
+        self._check_loaded()
+        self._device.sync()
 
     def save(
         self, directory: str | os.PathLike[str], extra: Mapping[str, bytes] | None = None
@@ -159,7 +184,8 @@ class Artifact:
         """Write the artifact (and `extra` files) to `directory`, all or nothing."""
         path = Path(directory)
         with replace_directory(path) as staging:
-            shutil.copyfile(self.directory / LIBRARY, staging / LIBRARY)
+            for code in (LIBRARY, CUBIN, CUBIN_SOURCE) if self.manifest.gpu else (LIBRARY,):
+                shutil.copyfile(self.directory / code, staging / code)
             for name, data in (extra or {}).items():
                 (staging / name).write_bytes(data)
             files = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
@@ -173,7 +199,7 @@ class Artifact:
             raise ArtifactError(
                 f"does not run as its {MANIFEST} says: {error}",
                 where=str(self.directory),
-                hint="compile the model again",
+                hint=hint_of(error, "compile the model again"),
             ) from error
 
     def _check_loaded(self) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from hwprune.calibrate import Calibration
 from hwprune.capture import Program, specialize
 from hwprune.cost import Cost
-from hwprune.lower import fold_batch_norm, fuse
+from hwprune.lower import fold_batch_norm
+from hwprune.lower.for_target import fuse_for
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
 from hwprune.predict.calibration import find_model
+from hwprune.predict.device import device_of
 from hwprune.predict.fill import MODEL
-from hwprune.predict.machine import Machine
 from hwprune.price import Sources, count_sources, usable_row
 from hwprune.table import LatencyTable
 from hwprune.target import Target
@@ -81,16 +82,20 @@ class Estimate:
     @property
     def origin(self) -> str:
         """What the latencies rest on: the calibration, and kernels that boards have measured."""
-        kernels = (*self.dense.kernels, *self.pruned.kernels)
-        measured = sum(kernel.source != MODEL for kernel in kernels)
-        if not measured:
-            return self.described
-        return f"{self.described}; {measured} of {len(kernels)} kernels measured on a board"
+        return origin((*self.dense.kernels, *self.pruned.kernels), self.described)
 
     @property
     def sources(self) -> Sources:
         """How the kernel latencies of the search were found."""
         return count_sources(self.costs)
+
+
+def origin(kernels: Sequence[KernelTime], described: str) -> str:
+    """What a prediction rests on: the calibration, and kernels that boards have measured."""
+    measured = sum(kernel.source != MODEL for kernel in kernels)
+    if not measured:
+        return described
+    return f"{described}; {measured} of {len(kernels)} kernels measured on a board"
 
 
 def estimate_network(
@@ -107,7 +112,7 @@ def estimate_network(
     between them counts rather than a model. Raises TableError naming a kernel without a row.
     """
     folded = fold_batch_norm(specialize(program))
-    calls = fuse(folded)
+    calls = fuse_for(folded, target).calls
     known = _interpolated(costs, widths or {})
     modelled = [call for call in calls if call.name not in known]
     obtain([call.workload for call in modelled], target, threads, table)
@@ -144,4 +149,4 @@ def estimate_pair(dense: Program, pruned: Program, target: Target, threads: int)
 
 def describe_model(target: Target, threads: int) -> str:
     """Where the predictions of a target come from, in a line."""
-    return find_model(target, Machine.of(target, threads)).describe()
+    return find_model(target, device_of(target, threads)).describe()

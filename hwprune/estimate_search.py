@@ -54,7 +54,9 @@ def meet_by_prediction(
             first = check_latency(prepared, table, budget, advance)
         with progress.stage("predict kernels") as advance:
             kernels = first.then(measure_kernels(prepared, table, advance))
-        costs = latency_costs(prepared.sites, prepared.candidates, table, threads)
+        costs = latency_costs(
+            prepared.sites, prepared.candidates, table, threads, stepped=prepared.stepped
+        )
         dense = estimate_network(prepared.program, target, threads, table, costs, prepared.full)
         goal_us = budget.absolute(dense.median_us)
         runs = [(sum(cost.at(prepared.full) for cost in costs), dense.median_us)]

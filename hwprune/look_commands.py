@@ -10,14 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from hwprune.commands import app
+from hwprune.mcu_commands import is_mcu
 from hwprune.options import (
     Aggregate,
     Args,
     AsJson,
     Attention,
+    Batch,
     Branches,
     Calibrate,
     Devices,
+    Dtype,
     Grouped,
     GroupNorm,
     Importance,
@@ -38,6 +41,7 @@ from hwprune.options import (
     units,
 )
 from hwprune.shown import print_json, shown_progress
+from hwprune.target import FLOAT32
 
 
 @app.command("sensitivity")
@@ -113,29 +117,34 @@ def profile_command(
     branches: Branches = False,
     input_: Input = None,
     threads: Threads = 1,
+    batch: Batch = None,
     rpc: Rpc = None,
     tracker: Tracker = None,
     key: Key = None,
     devices: Devices = None,
     timeout: KernelTimeout = None,
+    dtype: Dtype = None,
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure this model's kernels over their widths into the target's latency table; resumes.
 
-    On this machine, or on boards that run TVM's RPC server (docs/boards.md).
+    On this machine, on boards that run TVM's RPC server (docs/boards.md), or on the emulated board
+    of a microcontroller.
     """
-    from hwprune.pipeline import profile
+    from hwprune.profiling import profile
     from hwprune.remote.address import read_boards
     from hwprune.request import read_target
 
     boards = read_boards(rpc, tracker, key, devices, timeout)
-    read_target(target, threads, measures=boards is None)
+    if not is_mcu(target):
+        read_target(target, threads, measures=boards is None, dtype=dtype or FLOAT32)
     with shown_progress(as_json) as progress:
-        given, inputs, _ = read_inputs(model, arg, input_)
+        given, inputs, _ = read_inputs(model, arg, input_, batch=batch)
         done = profile(
             given, inputs, target=target, threads=threads, progress=progress, boards=boards,
-            name=model_name(model), **units(attention, grouped, group_norm, branches),
+            dtype=dtype or FLOAT32, name=model_name(model),
+            **units(attention, grouped, group_norm, branches),
         )  # fmt: skip
     if as_json:
         print_json(vars(done))

@@ -14,7 +14,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class Measured:
             seconds,
             later.predicted + self.predicted,
         )
+
+    def beside(self, later: Measured) -> Measured:
+        """This run and a later one with questions of its own: each counts what it found there."""
+        return replace(self.then(later), reused=self.reused + later.reused)
 
 
 def measure(
@@ -111,6 +115,23 @@ def time_together(workloads: Sequence[Workload], target: Target, threads: int) -
     return _time_module(build_kernels(workloads, target, threads), target)
 
 
+def timed_rows(
+    workloads: Sequence[Workload], threads: int, times: np.ndarray, versions: str = ""
+) -> list[Row]:
+    """The rows of kernels timed together; `times` are (rounds, kernels) microseconds."""
+    p10, median, p90 = np.percentile(times, [10, 50, 90], axis=0)
+    return [
+        Row(workload, threads, float(m), float(low), float(high), len(times), versions=versions)
+        for workload, m, low, high in zip(workloads, median, p10, p90, strict=True)
+    ]
+
+
+def failed_row(workload: Workload, threads: int, reason: str) -> Row:
+    """The row of a kernel that could not be measured; the first line of the reason is kept."""
+    text = (reason.strip().splitlines() or ["no reason"])[0][:300]
+    return Row(workload, threads, np.nan, np.nan, np.nan, 0, failure=text)
+
+
 def time_rounds(
     launches: Sequence[Callable[[int], None]], prepare: Sequence[Callable[[], None]]
 ) -> np.ndarray:
@@ -154,16 +175,11 @@ def _time_batch(workloads: Sequence[Workload], target: Target, threads: int) -> 
         times = time_together(workloads, target, threads)
     except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
         if len(workloads) == 1:
-            return [_failed(workloads[0], threads, error)]
+            return [failed_row(workloads[0], threads, str(error).strip() or type(error).__name__)]
         half = len(workloads) // 2
         first = _time_batch(workloads[:half], target, threads)
         return first + _time_batch(workloads[half:], target, threads)
-    return [
-        Row(workload, threads, float(median), float(p10), float(p90), len(times))
-        for workload, (p10, median, p90) in zip(
-            workloads, np.percentile(times, [10, 50, 90], axis=0).T, strict=True
-        )
-    ]
+    return timed_rows(workloads, threads, times)
 
 
 def _time_module(module: Any, target: Target) -> np.ndarray:
@@ -249,8 +265,3 @@ def weight_copies(weight_bytes: int, target: Target) -> int:
     """How many copies of a batch's weights, used in turn, keep them out of the near caches."""
     far = FAR_CACHES * (target.l2_bytes or 2**20)
     return int(np.clip(round(far / max(weight_bytes, 1)), 1, MOST_COPIES))
-
-
-def _failed(workload: Workload, threads: int, error: Exception) -> Row:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return Row(workload, threads, np.nan, np.nan, np.nan, 0, failure=reason)

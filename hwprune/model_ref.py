@@ -12,6 +12,9 @@ from typing import Any
 
 from hwprune.errors import HwpruneError, ModelError
 
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8",
+           "bool")  # fmt: skip
+
 
 def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """The module that a callable returns, or the path of a `.pt2` file.
@@ -63,27 +66,59 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def example_inputs(shapes: Sequence[str], model: Any) -> Any:
-    """Random inputs of the given "1,3,224,224" shapes; None where a `.pt2` brings its own.
+    """Random inputs of the given shapes, "1,3,224,224" or with another type than float32,
+    "1,128:int64" (whole numbers are 0 or 1); None where a `.pt2` brings its own.
 
-    Without shapes a module gets one image of (1, 3, 224, 224). Raises ModelError.
+    Without shapes a module gets one input of its `example_input_shape`, if it has one, else an
+    image of (1, 3, 224, 224). Raises ModelError.
     """
     import torch
 
     if not shapes:
         if isinstance(model, Path):
             return None
-        shapes = ["1,3,224,224"]
-    sizes = []
-    for shape in shapes:
-        try:
-            size = tuple(int(s) for s in shape.split(","))
-        except ValueError:
-            size = ()
-        if not size or min(size) < 1:
-            raise ModelError(f"{shape!r} is not a shape", where="--input", hint="like 1,3,224,224")
-        sizes.append(size)
+        shapes = [",".join(map(str, getattr(model, "example_input_shape", (1, 3, 224, 224))))]
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(size, generator=generator) for size in sizes)
+    sizes = [(_size(shape), _dtype(shape)) for shape in shapes]
+    return tuple(
+        torch.randn(size, generator=generator).to(dtype)
+        if dtype.is_floating_point
+        else torch.randint(0, 2, size, generator=generator).to(dtype)
+        for size, dtype in sizes
+    )
+
+
+def _size(shape: str) -> tuple[int, ...]:
+    try:
+        size = tuple(int(s) for s in shape.partition(":")[0].split(","))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        hint = "like 1,3,224,224 or 1,128:int64"
+        raise ModelError(f"{shape!r} is not a shape", where="--input", hint=hint)
+    return size
+
+
+def _dtype(shape: str) -> Any:
+    import torch
+
+    _, colon, name = shape.partition(":")
+    if not colon:
+        return torch.float32
+    if name not in _DTYPES:
+        hint = f"one of {', '.join(_DTYPES)}"
+        raise ModelError(f"{name!r} is not the type of an input", where="--input", hint=hint)
+    return getattr(torch, name)
+
+
+def in_batch(inputs: Sequence[Any], batch: int) -> Any:
+    """The inputs with that first size: repeated, or the first of them. Raises ModelError."""
+    if not all(x.ndim for x in inputs):
+        raise ModelError("an input without a batch", where="--batch", hint="leave it out")
+    times = [-(-batch // x.shape[0]) for x in inputs]
+    return tuple(
+        x.repeat(n, *[1] * (x.ndim - 1))[:batch] for x, n in zip(inputs, times, strict=True)
+    )
 
 
 def _import(name: str, reference: str) -> Any:

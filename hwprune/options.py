@@ -19,6 +19,10 @@ TargetOption = Annotated[
 Latency = Annotated[str | None, typer.Option(help="Latency budget: 8ms, 800us or 50%.")]
 Macs = Annotated[str | None, typer.Option(help="Multiply-accumulate budget: 300M or 50%.")]
 Params = Annotated[str | None, typer.Option(help="Parameter budget: 5M or 50%.")]
+Sram = Annotated[str | None, typer.Option(help="Of a microcontroller: SRAM budget, 64KiB or 50%.")]
+Flash = Annotated[
+    str | None, typer.Option(help="Of a microcontroller: flash budget, 512KiB or 50%.")
+]
 Threshold = Annotated[
     float | None,
     typer.Option(help="Remove units of less than this share of their group's mean: 0.01."),
@@ -26,11 +30,23 @@ Threshold = Annotated[
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="A plan.json to apply instead of budgets.")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="What the device computes in: float32 (usual); float16 or bfloat16 where it has them; "
+        "int8 (usual) or float32 on a microcontroller.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]
 Input = Annotated[
-    list[str] | None, typer.Option("--input", help="Shape of an input, batch first: 1,3,224,224.")
+    list[str] | None,
+    typer.Option("--input", help="Shape of an input, batch first: 1,3,224,224 or 1,128:int64."),
 ]
 Threads = Annotated[int, typer.Option(help="Threads of the compiled network.", min=1)]
+Batch = Annotated[
+    int | None, typer.Option(help="Inputs of a run: the first size of every input.", min=1)
+]
 Calibrate = Annotated[
     Path | None, typer.Option(help="Directory of unlabelled images to recover accuracy with.")
 ]
@@ -102,18 +118,21 @@ def read_inputs(
     calibrate: Path | None = None,
     mean: str = "0.5",
     std: str = "0.5",
+    batch: int | None = None,
 ) -> tuple[Any, Any, Any]:
     """(model, example inputs, calibration images) from what was written on the command line."""
-    from hwprune.model_ref import example_inputs, load_model, parse_arguments
+    from hwprune.model_ref import example_inputs, in_batch, load_model, parse_arguments
 
     scale = _numbers(mean, "--mean"), _numbers(std, "--std", positive=True)
     given = load_model(model, parse_arguments(arg or []))
     inputs = example_inputs(shapes or [], given)
+    if batch is not None:
+        inputs = in_batch(_own_inputs(given) if inputs is None else inputs, batch)
     images = None
     if calibrate is not None:
         from hwprune.recover import load_images
 
-        first = inputs[0] if inputs else _own_input(given)
+        first = inputs[0] if inputs else _own_inputs(given)[0]
         shape = first.shape
         _check_channels(scale, int(shape[1]) if len(shape) > 1 else 1)
         images = load_images(
@@ -152,10 +171,10 @@ def _check_channels(scale: tuple[tuple[float, ...], tuple[float, ...]], channels
             )
 
 
-def _own_input(path: Path) -> Any:
+def _own_inputs(path: Path) -> Any:
     from hwprune.capture import capture
 
-    return capture(path).inputs[0]
+    return capture(path).inputs
 
 
 def units(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:

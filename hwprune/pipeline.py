@@ -15,42 +15,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account, add_estimate, add_latency
+from hwprune.account import Facts, account, add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.bench import Network, final_pair, open_bench
+from hwprune.bench import Network
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
-from hwprune.estimate import describe_model, estimate_pair
+from hwprune.estimate import estimate_pair
+from hwprune.final_latency import add_measured
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
 from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
-from hwprune.prepare import measure_kernels, prepare
+from hwprune.prepare import prepare
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.remote.address import Boards
 from hwprune.repair import Recover, check_recovery, repair
 from hwprune.request import Request, read_request, read_target
-from hwprune.result import ProfileResult, PruneResult, describe_groups, save
+from hwprune.result import PruneResult, describe_groups, save
 from hwprune.score import Batch, Loss
 from hwprune.score.scoring import Energies
 from hwprune.search_stages import Searched, describe_stages, merge, stage_budgets
 from hwprune.stages import certify, kept_through
+from hwprune.target import FLOAT32
 from hwprune.threshold import Weak, weak_units
 
 __all__ = [
-    "ProfileResult",
     "PruneResult",
     "compile",
     "compile_pruned",
     "inspect",
-    "profile",
     "prune",
 ]
 
@@ -79,6 +79,7 @@ def prune(
     batches: Sequence[Batch] | None = None,
     loss: Loss | None = None,
     boards: Boards | None = None,
+    dtype: str = FLOAT32,
     progress: Progress | None = None,
     name: str = "",
 ) -> PruneResult:
@@ -107,13 +108,15 @@ def prune(
             a function takes the pruned Program and returns the recovered one.
         calibrate: unlabelled inputs, (N, …).
         boards: measure latencies on them (`hwprune.remote.address.read_boards`), not here.
+        dtype: what the network is computed in on the device, of `hwprune.dtype.DTYPES`
+            (docs/arm.md, docs/cuda.md); the smaller model itself stays float32.
 
     Raises a HwpruneError subclass for everything that a user can cause.
     """
     clock = Clock(progress or Silent())
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params, plan=plan,
-        threshold=threshold, boards=boards,
+        threshold=threshold, boards=boards, dtype=dtype,
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
@@ -138,12 +141,13 @@ def compile(
     *,
     target: str = "host",
     threads: int = 1,
+    dtype: str = FLOAT32,
     progress: Progress | None = None,
     name: str = "",
 ) -> Artifact:
     """Compile any model, pruned or not, for a device; checked against PyTorch."""
     clock = Clock(progress or Silent())
-    chosen = read_target(target, threads, compiles=True)
+    chosen = read_target(target, threads, compiles=True, dtype=dtype)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     with clock.stage("compile"):
@@ -158,6 +162,7 @@ def compile_pruned(
     target: str = "host",
     threads: int = 1,
     boards: Boards | None = None,
+    dtype: str = FLOAT32,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, Artifact]:
@@ -166,16 +171,18 @@ def compile_pruned(
     For a device that is not here both latencies are predicted, and the report says so.
     """
     check_writable(out)
-    read_target(target, threads, compiles=True)
+    read_target(target, threads, compiles=True, dtype=dtype)
     clock = Clock(progress or Silent())
     result = prune(
-        model, inputs, target=target, threads=threads, boards=boards, progress=clock, **options
-    )
+        model, inputs, target=target, threads=threads, boards=boards, dtype=dtype, progress=clock,
+        **options,
+    )  # fmt: skip
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
         final = build(result.program, result.target, threads)
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
+    result.report["dtype"] = dtype
     if boards is None and is_predicted(result.target):
         _predicted_latency(result)
     elif boards is not None or final.artifact.loaded:
@@ -186,10 +193,7 @@ def compile_pruned(
             dense = timing.dense
         with clock.stage("measure"):
             networks = Network(dense, result.dense), Network(final, result.program)
-            found = final_pair(boards, *networks, result.target)
-            add_latency(result.report, found.pair)
-            if found.board:
-                result.report["board"], result.report["warnings"] = found.board, [*found.warnings]
+            add_measured(result.report, boards, *networks, result.target)
     result.report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     save(result, final.artifact, out)
     return result, final.artifact
@@ -209,43 +213,6 @@ def inspect(
     forms = Forms(attention, grouped, group_norm, branches).checked()
     program = as_program(model, inputs, name)
     return describe_groups(program, couple(program, **asdict(forms)))
-
-
-def profile(
-    model: Model,
-    inputs: Sequence[Tensor] | None = None,
-    *,
-    target: str = "host",
-    attention: str = HEADS,
-    grouped: str = AUTO,
-    group_norm: str = AUTO,
-    branches: bool = False,
-    threads: int = 1,
-    boards: Boards | None = None,
-    progress: Progress | None = None,
-    name: str = "",
-) -> ProfileResult:
-    """Fill the target's latency table for this model's kernels; resumes where it was stopped.
-
-    `boards` to measure on (`hwprune.remote.address.read_boards`); None is this machine.
-    """
-    forms = Forms(attention, grouped, group_norm, branches).checked()
-    clock = Clock(progress or Silent())
-    chosen = read_target(target, threads, measures=boards is None)
-    with clock.stage("capture"):
-        program = as_program(model, inputs, name)
-    prepared = prepare(program, chosen, threads, **asdict(forms))
-    predicted = boards is None and is_predicted(chosen)
-    what = "predict kernels" if predicted else "measure kernels"
-    with open_bench(chosen, threads, boards) as bench, clock.stage(what) as advance:
-        done = measure_kernels(prepared, bench.table, advance, bench.boards)
-        path = str(bench.table.path)
-    failed = tuple(w.op for w in done.failed)
-    return ProfileResult(
-        done.measured, done.reused, failed, done.seconds, path,
-        predicted=done.predicted, model=describe_model(chosen, threads) if predicted else "",
-        board=bench.board, warnings=bench.warnings,
-    )  # fmt: skip
 
 
 def _stages(

@@ -5,7 +5,7 @@ In: a `Program`, a `Target`, threads. Out: a `Prepared` network; and the table i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from hwprune.cost import Cost
 from hwprune.counted import macs_costs, params_costs
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
-from hwprune.lower import fold_batch_norm, fuse
+from hwprune.lower import fold_batch_norm
+from hwprune.lower.for_target import fuse_for
 from hwprune.lower.limits import check_calls
+from hwprune.lower.spec import Workload
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
-from hwprune.price import required
+from hwprune.price import finer, required
 from hwprune.progress import Advance
 from hwprune.remote.measure import BoardTable
 from hwprune.table import LatencyTable
@@ -52,6 +54,11 @@ class Prepared:
         """The branch that each group lies in, where there is one."""
         return self.coupling.gates
 
+    @property
+    def stepped(self) -> bool:
+        """Whether latency is a staircase over widths that a few of them do not show: on GPUs."""
+        return self.target.kind == "cuda"
+
     def dense(self, resource: str) -> float:
         """What the dense network takes: MACs or parameters."""
         costs = self.macs if resource == MACS else self.params
@@ -66,7 +73,7 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
     specialized = specialize(program)
     coupling = couple(specialized, **forms)
     folded = fold_batch_norm(specialized)
-    calls = fuse(folded)
+    calls = fuse_for(folded, target).calls
     check_calls(calls, folded, target.lanes)
     found = sites(calls, coupling, folded)
     candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
@@ -90,7 +97,16 @@ def measure_kernels(
     advance: Advance,
     boards: BoardTable | None = None,
 ) -> Measured:
-    """Fill the table with the kernels that pricing this network needs, here or on boards."""
-    needed = required(prepared.sites, prepared.candidates)
-    threads = prepared.threads
-    return obtain(needed, prepared.target, threads, table, progress=advance, boards=boards)
+    """Fill the table with the kernels that pricing this network needs, here or on boards.
+
+    Where latency is a staircase, kernels of a model have a row at every width: they cost nothing.
+    """
+    sites, candidates, threads = prepared.sites, prepared.candidates, prepared.threads
+
+    def obtained(needed: Iterable[Workload]) -> Measured:
+        return obtain(needed, prepared.target, threads, table, progress=advance, boards=boards)
+
+    done = obtained(required(sites, candidates))
+    if not prepared.stepped:
+        return done
+    return done.then(obtained(finer(sites, candidates, table, threads)))

@@ -36,8 +36,20 @@ def required(sites: Sequence[Site], candidates: Candidates) -> tuple[Workload, .
     """The kernels to measure before `latency_costs`, each once."""
     found: dict[Workload, None] = {}
     for site in merged(sites):
-        for point in product(*_measured_points(site, candidates)):
+        for point in product(*measured_points(site, candidates)):
             found[site.sample(point)] = None
+    return tuple(found)
+
+
+def finer(
+    sites: Sequence[Site], candidates: Candidates, table: LatencyTable, threads: int
+) -> tuple[Workload, ...]:
+    """All widths of the kernels that a model prices, each once: to be had after `required`."""
+    found: dict[Workload, None] = {}
+    for site in merged(sites):
+        if _is_modelled(site, candidates, table, threads):
+            for point in product(*_every_point(site, candidates)):
+                found[site.sample(point)] = None
     return tuple(found)
 
 
@@ -47,10 +59,16 @@ def extremes(
     """Every kernel at the smallest and at the full widths, and how often it is launched."""
     found = []
     for site, names in merged(sites).items():
-        ends = [(points[0], points[-1]) for points in _measured_points(site, candidates)]
+        ends = [(points[0], points[-1]) for points in measured_points(site, candidates)]
         narrow, full = (site.sample(tuple(e[i] for e in ends)) for i in (0, 1))
         found.append((narrow, full, len(names)))
     return tuple(found)
+
+
+def measured_points(site: Site, candidates: Candidates) -> tuple[np.ndarray, ...]:
+    """The sizes of each axis whose combinations are measured: a subset of `axis_sizes`."""
+    axes = site.axes
+    return tuple(sparse_points(axis_sizes(axis, candidates), len(axes)) for axis in axes)
 
 
 def latency_costs(
@@ -59,16 +77,22 @@ def latency_costs(
     table: LatencyTable,
     threads: int,
     corrections: Corrections | None = None,
+    *,
+    stepped: bool = False,
 ) -> tuple[Cost, ...]:
     """Latency in microseconds of every kernel of the network, identical ones merged.
 
-    `corrections` scale a call's isolated time to its time inside the network. Raises TableError
-    where a needed row is absent or failed.
+    `corrections` scale a call's isolated time to its time inside the network; `stepped` says that
+    the table has the rows of `finer` as well. Raises TableError where a needed row is absent or
+    failed.
     """
-    return tuple(
-        _latency_cost(site, names, candidates, table, threads, corrections or {})
-        for site, names in merged(sites).items()
-    )
+    found = []
+    for site, names in merged(sites).items():
+        fine = stepped and _is_modelled(site, candidates, table, threads)
+        points = (_every_point if fine else measured_points)(site, candidates)
+        scale = float(np.mean([(corrections or {}).get(name, 1.0) for name in names]))
+        found.append(_latency_cost(site, names, candidates, table, threads, points, scale))
+    return tuple(found)
 
 
 def predict_us(
@@ -92,10 +116,16 @@ def count_sources(costs: Sequence[Cost]) -> Sources:
     return Sources(measured, total - measured, modelled, dense)
 
 
-def _measured_points(site: Site, candidates: Candidates) -> tuple[np.ndarray, ...]:
-    """The sizes of each axis whose combinations are measured: a subset of `axis_sizes`."""
-    axes = site.axes
-    return tuple(sparse_points(axis_sizes(axis, candidates), len(axes)) for axis in axes)
+def _every_point(site: Site, candidates: Candidates) -> tuple[np.ndarray, ...]:
+    """All sizes of each axis."""
+    return tuple(axis_sizes(axis, candidates) for axis in site.axes)
+
+
+def _is_modelled(site: Site, candidates: Candidates, table: LatencyTable, threads: int) -> bool:
+    """Whether a row that `required` asks for is a model's."""
+    points = product(*measured_points(site, candidates))
+    rows = (table.get(site.sample(point), threads) for point in points)
+    return any(row is not None and row.source == SOURCES[-1] for row in rows)
 
 
 def _latency_cost(
@@ -104,13 +134,13 @@ def _latency_cost(
     candidates: Candidates,
     table: LatencyTable,
     threads: int,
-    corrections: Corrections,
+    coarse: tuple[np.ndarray, ...],
+    scale: float,
 ) -> Cost:
-    axes, coarse = site.axes, _measured_points(site, candidates)
+    axes = site.axes
     grid = tuple(axis_sizes(axis, candidates) for axis in axes)
     rows = [usable_row(table, site.sample(point), threads) for point in product(*coarse)]
     shape = tuple(len(points) for points in coarse)
-    scale = float(np.mean([corrections.get(name, 1.0) for name in names]))
     median, low, high = (
         scale * np.array([getattr(row, f"{which}_us") for row in rows]).reshape(shape)
         for which in ("median", "p10", "p90")

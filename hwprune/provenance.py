@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hwprune.host_cpu import CpuFacts, read_cpu
-from hwprune.target import Target
+from hwprune.target import Mcu, Target
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,12 @@ class Provenance:
 
 
 def provenance_of(target: Target) -> Provenance:
-    """The provenance of measurements made on this machine for `target`."""
+    """The provenance of measurements made on this machine for `target`.
+
+    Of a microcontroller they are an emulated board's and the same on every machine.
+    """
+    if target.mcu is not None:
+        return _emulated(target, target.mcu)
     options = {
         "tvm": target.tvm_target,
         "lanes": target.lanes,
@@ -50,6 +57,28 @@ def provenance_of(target: Target) -> Provenance:
     )
 
 
+def _emulated(target: Target, mcu: Mcu) -> Provenance:
+    """That of kernels for a microcontroller, which run on its emulated board."""
+    compiler = f"{mcu.prefix}gcc {_gcc_version(mcu.prefix)}, tvm {_version('apache-tvm')}"
+    options = _digest([json.dumps([mcu.flags, target.isa, mcu.clock_hz])])
+    return Provenance(
+        fingerprint=f"emulator-{mcu.machine}-{_digest([mcu.machine, mcu.core])}",
+        toolchain=f"{compiler} {target.name} {options}",
+        schedule=_sources("lower/mcu", "emulator", "mcu_price/kernels.py", "mcu_price/program.py"),
+        versions=f"hwprune {_version('hwprune')}, {compiler}, cycles by the model of {mcu.core}",
+    )
+
+
+@cache
+def _gcc_version(prefix: str) -> str:
+    """The version of a GCC, by its prefix."""
+    path = shutil.which(prefix + "gcc")
+    if path is None:
+        return "unknown"
+    done = subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def device_fingerprint(facts: CpuFacts, *more: str) -> str:
     """A name for a kind of machine: its CPU, features, caches and `more` (not its host name)."""
     parts = [facts.machine, facts.model, " ".join(sorted(facts.flags))]
@@ -64,6 +93,16 @@ def schedule_version() -> str:
     folder = Path(__file__).resolve().parent / "lower"
     files = sorted(folder.rglob("*.py"))
     return _digest(f"{file.relative_to(folder)}\n{file.read_text()}" for file in files)
+
+
+@cache
+def _sources(*names: str) -> str:
+    """A hash of the Python and C in these parts of the package."""
+    root = Path(__file__).resolve().parent
+    parts = [root / name for name in names]
+    files = [f for part in parts for f in ([part] if part.is_file() else part.rglob("*"))]
+    code = sorted(f for f in files if f.suffix in (".py", ".c", ".h"))
+    return _digest(f"{file.relative_to(root)}\n{file.read_text()}" for file in code)
 
 
 def cache_directory() -> Path:

@@ -96,7 +96,7 @@ def merge(done: Sequence[Searched]) -> Outcome:
             first.timing,
             pair=interleaved(first.timing.dense.artifact, timing.pruned.artifact),
             pruned_predicted_us=timing.pruned_predicted_us,
-            kernels=first.timing.kernels.then(timing.kernels),
+            kernels=first.timing.kernels.beside(timing.kernels),
             pruned=timing.pruned,
             attempts=first.timing.attempts + timing.attempts,
             profiles=(first.timing.profiles[0], timing.profiles[1]),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hwprune.errors import TargetError
+from hwprune.gpu import Gpu, read_gpu
 from hwprune.host_cpu import (
     ARM_FEATURES,
     X86_FEATURES,
@@ -25,6 +26,7 @@ from hwprune.host_cpu import (
 from hwprune.target_schema import read_toml
 
 FILE = "target.toml"
+FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
 MCU_NEEDS = {
     "mcu": ("core", "prefix", "flags"),
     "memory": ("sram_bytes", "flash_bytes"),
@@ -107,11 +109,13 @@ class Target:
     toolchain: str = ""
     runner: str = "local"
     mcu: Mcu | None = None  # for kind "mcu"
+    gpu: Gpu | None = None  # for kind "cuda"
+    dtype: str = FLOAT32  # in which networks are computed for it: see `hwprune.dtype`
 
     @property
     def lanes(self) -> int:
-        """float32 elements in a vector register: the block of the packed layout."""
-        return self.vector_bits // 32
+        """Elements of `dtype` in a vector register: the block of the packed layout."""
+        return self.vector_bits // (16 if self.dtype == FLOAT16 else 32)
 
 
 def load_target(name: str) -> Target:
@@ -144,6 +148,10 @@ def load_file(path: Path) -> Target:
         raw = _merge(_detected(read_cpu()), raw)
     if raw["kind"] == "mcu":
         _check_mcu(path, raw)
+    if raw["kind"] == "cuda":
+        return replace(_build(raw), gpu=read_gpu(path, raw))
+    if "gpu" in raw:
+        raise TargetError("is for kind cuda only", where=f"{path}: [gpu]")
     return _build(raw)
 
 

@@ -25,7 +25,7 @@ class Key:
     `needed` keys may be absent where the target is detected.
     """
 
-    kind: str  # "text" | "int" | "number" | "flag" | "texts" | "table"
+    kind: str  # "text" | "int" | "number" | "flag" | "texts" | "ints" | "table"
     needed: bool = False
     least: float | None = None
     one_of: tuple[Any, ...] = ()
@@ -49,6 +49,7 @@ TOP: dict[str, Key] = {
     "toolchain": Key("table"),
     "runner": Key("table"),
     "mcu": Key("table"),
+    "gpu": Key("table"),
 }
 TABLES: dict[str, dict[str, Key]] = {
     "isa": {
@@ -97,6 +98,25 @@ TABLES: dict[str, dict[str, Key]] = {
         "flash_origin": Key("int", least=0),
         "sram_origin": Key("int", least=0),
     },
+    "gpu": {
+        "memory_bytes": Key("int", needed=True, least=1),
+        "l2_bytes_per_s": Key("number", needed=True, least=1),
+        "registers_per_sm": Key("int", needed=True, least=1),
+        "shared_bytes_per_sm": Key("int", needed=True, least=1),
+        "shared_bytes_per_block": Key("int", needed=True, least=1),
+        "threads_per_sm": Key("int", needed=True, least=32),
+        "blocks_per_sm": Key("int", needed=True, least=1),
+        "launch_us": Key("number", needed=True, least=0),
+        "float32_flop_per_s": Key("number", needed=True, least=1),
+        "float16_flop_per_s": Key("number", least=1),
+        "tensor_tf32_flop_per_s": Key("number", least=1),
+        "tensor_float16_flop_per_s": Key("number", least=1),
+        "tensor_bfloat16_flop_per_s": Key("number", least=1),
+        "tensor_int8_flop_per_s": Key("number", least=1),
+        "vector_tile": Key("ints", needed=True),
+        "tensor_tile": Key("ints"),
+        "pipeline_stages": Key("int", least=1),
+    },
 }
 # Tables that detection fills in: their needed keys may be left out of a detected target.
 DETECTED = ("isa", "tvm", "description")
@@ -143,14 +163,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "flag": (bool,),
     "texts": (list,),
+    "ints": (list,),
     "table": (dict,),
 }
+_ITEMS = {"texts": str, "ints": int}  # of lists
 _NAMES = {
     "text": "a text",
     "int": "a whole number",
     "number": "a number",
     "flag": "true or false",
     "texts": "a list of texts",
+    "ints": "a list of whole numbers",
     "table": "a table",
 }
 
@@ -159,7 +182,7 @@ def _check_value(where: str, value: Any, key: Key) -> None:
     wrong = not isinstance(value, _TYPES[key.kind]) or (
         isinstance(value, bool) and key.kind != "flag"
     )
-    if wrong or (key.kind == "texts" and not all(isinstance(v, str) for v in value)):
+    if wrong or (key.kind in _ITEMS and not all(type(v) is _ITEMS[key.kind] for v in value)):
         raise TargetError(f"must be {_NAMES[key.kind]}, not {value!r}", where=where)
     if key.least is not None and not key.least <= value < float("inf"):
         raise TargetError(f"must be at least {key.least:g}, not {value!r}", where=where)

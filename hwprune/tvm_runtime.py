@@ -34,13 +34,16 @@ def load_tvm() -> ModuleType:
             del sys.modules["torch"]
 
 
-def compiling() -> Any:
+def compiling(*, cuda: bool = False) -> Any:
     """The context in which kernels are compiled: TVM's passes without storage rewrite.
 
     That pass drops the annotation that keeps register tiles off the heap; every tile would be
     allocated and freed, and stored after each multiply-add where a prefetch stands between.
     """
-    config = {"tirx.disable_storage_rewrite": True}
+    config: dict[str, Any] = {"tirx.disable_storage_rewrite": True}
+    if cuda:
+        config["relax.backend.use_cuda_graph"] = True
+        config["tirx.UnrollLoop"] = {"explicit_unroll": False}  # nvcc unrolls, and far faster
     return load_tvm().transform.PassContext(opt_level=3, config=config)
 
 

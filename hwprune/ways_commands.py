@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hwprune.commands import app
@@ -15,8 +16,11 @@ from hwprune.options import (
     Args,
     AsJson,
     Calibrate,
+    Devices,
     Importance,
     Input,
+    KernelTimeout,
+    Key,
     Latency,
     Macs,
     Mean,
@@ -24,15 +28,20 @@ from hwprune.options import (
     Out,
     Params,
     RecoverWith,
+    Rpc,
     Seed,
     Std,
     TargetOption,
     Threads,
+    Tracker,
     model_name,
     read_inputs,
     read_recover,
 )
 from hwprune.shown import print_json, show_report, shown_progress
+
+if TYPE_CHECKING:
+    from hwprune.front import Front, Point
 
 
 @app.command("mask")
@@ -151,16 +160,26 @@ def search_command(
     mean: Mean = "0.5",
     std: Std = "0.5",
     importance: Importance = "auto",
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    timeout: KernelTimeout = None,
+    devices: Devices = None,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune to several latencies, recover, judge and time all; resumes. Then: compile --from."""
+    """Prune to several latencies, recover, judge and time all; resumes. Then: compile --from.
+
+    For a device that is not here latencies are predicted, or measured with --rpc or --tracker.
+    """
     from hwprune.atomic import check_writable
     from hwprune.front_search import BUDGETS, search
     from hwprune.model_ref import load_function
+    from hwprune.remote.address import read_boards
 
     check_writable(out)
+    boards = read_boards(rpc, tracker, key, devices, timeout)
     judge = load_function(evaluate, "--evaluate") if evaluate is not None else None
     how = read_recover(recover)
     with shown_progress(as_json) as progress:
@@ -168,19 +187,36 @@ def search_command(
         front = search(
             given, inputs, out=out, budgets=budget or BUDGETS, evaluate=judge, recover=how,
             calibrate=images, target=target, threads=threads, importance=importance, seed=seed,
-            progress=progress, name=model_name(model),
+            boards=boards, progress=progress, name=model_name(model),
         )  # fmt: skip
     if as_json:
         print_json(json.loads(Path(front.path).read_text()))
         return
+    _show_front(front)
+
+
+def _show_front(front: Front) -> None:
+    """The points, where their latencies come from, and what to do next."""
+    from hwprune.report.summary import HOW
+
     columns = ("point", "budget", front.measure, "latency ms", "of dense", "params", "")
-    table = Table(*columns, title=f"{front.model} on {front.target}")
+    how = f"latency {HOW[front.source]}"
+    table = Table(*columns, title=escape(f"{front.model} on {front.target}; {how}"))
     for p in front.points:
         table.add_row(
-            str(p.point), p.budget, f"{p.quality:.4f}", f"{p.latency_us / 1000:.3f}",
+            str(p.point), p.budget, f"{p.quality:.4f}", _latency(p),
             f"{p.ratio:.3f}", str(p.params), "" if p.on_front else "beaten",
         )  # fmt: skip
     Console().print(table)
-    for line in front.missed:
-        Console().print(line)
+    origin = f"latency {HOW[front.source]}: {front.origin}"
+    for line in (*([origin] if front.origin else []), *front.warnings, *front.missed):
+        Console().print(escape(line))
     Console().print(f"hwprune compile --from {front.path} --point K --out DIR finishes one")
+
+
+def _latency(point: Point) -> str:
+    """Milliseconds, with the interval where they are predicted."""
+    found = f"{point.latency_us / 1000:.3f}"
+    if point.latency_low_us is None or point.latency_high_us is None:
+        return found
+    return f"{found} ({point.latency_low_us / 1000:.3f} to {point.latency_high_us / 1000:.3f})"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Extents = tuple[Extent, ...]
 _GROUPS = {f"conv{kind}{d}d": 6 for kind in ("", "_transpose") for d in (1, 2, 3)}  # their place
+WORD = 4  # int8 channels
 SMALL_WIDTH = 64  # channels; below this, half an aligned block is worth a candidate
 
 
@@ -133,14 +134,16 @@ def width_candidates(
 ) -> tuple[int, ...]:
     """Ascending widths worth trying for a group: an aligned grid, and the full width.
 
-    The grid has at most about `most` steps, and half an aligned block where the group is small.
+    The grid has at most about `most` steps, and half an aligned block where the group is small
+    (on microcontrollers, which read int8 channels by words, only if that is whole words).
     """
     channels = min((index.shape[1] for index in group.index.values()), default=1)
     aligned = target.channel_alignment // gcd(target.channel_alignment, channels)
     fine = max(1, aligned // 2)
     step = aligned * -(-group.width // (aligned * most))
     grid = set(range(step, group.width, step))
-    if group.width * channels < 2 * SMALL_WIDTH:
+    halves = target.kind != "mcu" or aligned % (2 * WORD) == 0
+    if halves and group.width * channels < 2 * SMALL_WIDTH:
         grid |= set(range(fine, min(group.width, SMALL_WIDTH // channels + 1), fine))
     grid.add(min(aligned, group.width))
     return tuple(sorted({*grid, group.width}))

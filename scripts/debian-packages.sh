@@ -3,7 +3,7 @@
 set -u
 needed="g++ dataset-fashion-mnist tuxpaint-stamps-default llvm
     g++-aarch64-linux-gnu qemu-user-static
-    gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+    gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm cmake"
 missing=""
 for package in $needed; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "install ok" || missing="$missing $package"

@@ -59,4 +59,4 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("measure_kernels", "check_latency", "build"):
         monkeypatch.setattr(f"hwprune.latency.{name}", fail)
     monkeypatch.setattr("hwprune.pipeline.build", fail)
-    monkeypatch.setattr("hwprune.pipeline.measure_kernels", fail)
+    monkeypatch.setattr("hwprune.profiling.measure_kernels", fail)

@@ -12,11 +12,11 @@ from hwprune.budget import LATENCY, Budget
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, TargetError
 from hwprune.estimate import estimate_network
-from hwprune.front_search import search as search_front
 from hwprune.obtain import is_predicted, open_table
-from hwprune.pipeline import profile, prune
+from hwprune.pipeline import prune
 from hwprune.prepare import prepare
 from hwprune.price import count_sources, latency_costs
+from hwprune.profiling import profile
 from hwprune.provenance import provenance_of
 from hwprune.report import facts, to_html
 from hwprune.report.summary import heading, rows
@@ -113,12 +113,7 @@ def test_stages_share_a_predicted_budget() -> None:
     assert budgets[LATENCY].value == pytest.approx(0.5 * dense_us)
 
 
-def test_steps_are_predicted_and_fronts_are_refused(tmp_path: Path) -> None:
+def test_steps_are_predicted() -> None:
     stepped = prune_iteratively(small_net(), X, target="cortex-a72", latency="50%", steps=2)
     assert stepped.report["pruned"]["latency_source"] == "model"
     assert 0.4 < stepped.report["ratio"] <= 0.51
-    with pytest.raises(TargetError, match="does not run on this machine"):
-        search_front(
-            small_net(), X, out=tmp_path / "front", target="cortex-a72", budgets=("50%",),
-            evaluate=lambda module: 1.0,
-        )  # fmt: skip

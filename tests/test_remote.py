@@ -21,8 +21,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
+from torch import nn
 
+from hwprune.capture import capture
 from hwprune.errors import HwpruneError, TableError, TargetError, ToolchainError
+from hwprune.front_times import times_of
 from hwprune.lower.spec import Step, TensorSpec, Workload
 from hwprune.measure import time_together
 from hwprune.provenance import provenance_of
@@ -32,6 +36,7 @@ from hwprune.remote.address import Address, Boards, Patience
 from hwprune.remote.compile import Batch
 from hwprune.remote.measure import measure_on, open_boards
 from hwprune.remote.plan import launch_plan
+from hwprune.result import export_bytes
 from hwprune.table import LatencyTable
 from hwprune.target import Target, load_target
 from tests.command_line import ROOT, Done
@@ -427,6 +432,22 @@ def _kill_a_session(server: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("no session")
+
+
+def test_the_networks_of_a_front_are_timed_in_turn(server: Process, tmp_path: Path) -> None:
+    files = []
+    for width in (64, 8):
+        net = nn.Sequential(nn.Linear(512, width), nn.ReLU(), nn.Linear(width, 512)).eval()
+        files.append(tmp_path / f"{width}.pt2")
+        files[-1].write_bytes(export_bytes(capture(net, (torch.randn(64, 512),))))
+    times = times_of(files, TARGET.name, 1, board(server), lambda done, total: None)
+    assert times.source == "device"
+    assert times.origin.startswith("board ")
+    dense, small = times.latencies
+    assert dense.ratio == 1.0
+    assert small.ratio < 0.8
+    assert small.median_us < dense.median_us
+    assert (dense.low_us, dense.high_us) == (None, None)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hwprune.report import facts, print_report, rows, to_html, write_report
+from hwprune.report import facts, print_groups, print_report, rows, to_html, write_report
 
 REPORT: dict[str, Any] = {
     "model": "net <b> & [bold]co[/bold]",
@@ -145,6 +145,27 @@ def test_the_terminal_shows_it_too() -> None:
     for shown in ("9.13", "4.59", "0.509", "latency 50%, macs 300M", "[bold]co[/bold]", "2 threads",
                   "10 % before recovery, 50 %", "1 kernel, 3.4 %", "0.31 %"):  # fmt: skip
         assert shown in text, shown
+
+
+def test_groups_are_shown_whole_in_a_narrow_terminal() -> None:
+    members = [{"parameter": f"blocks.{i}.attention.query.weight", "dim": 0} for i in range(6)]
+    group = {"name": "blocks.0.attention.query", "width": 6, "unit_size": 64, "members": members,
+             "through_norm_statistics": True}  # fmt: skip
+    frozen = {"name": "head", "width": 3, "reason": "aten.lstm.input: no rule for this operator",
+              "source": "models/recurrent.py:12  x = self.layers[i](x)"}  # fmt: skip
+    console = Console(file=io.StringIO(), width=64)
+    found = {"model": "net", "groups": [group], "branches": [], "frozen": [frozen]}
+    print_groups(found, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    columns = [
+        "".join(cells)
+        for size in (5, 4)
+        for cells in zip(*(r for r in rows if len(r) == size), strict=True)
+    ]
+    for shown in ("blocks.0.attention.query", "64rows", "blocks.3.attention.query.weight[0]",
+                  "and2more", "noruleforthisoperator", "self.layers[i](x)"):  # fmt: skip
+        assert any(shown in column.replace(" ", "") for column in columns), shown
 
 
 def test_a_failed_certificate_is_loud() -> None:

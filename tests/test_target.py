@@ -66,7 +66,7 @@ def test_template_is_a_target(tmp_path: Path) -> None:
     assert target.core is not None
     assert target.core.mca_cpu == "cortex-a72"
     named = {line.lstrip("# ").split(" = ")[0] for line in text.splitlines() if " = " in line}
-    tables = [keys for name, keys in TABLES.items() if name != "mcu"]
+    tables = [keys for name, keys in TABLES.items() if name not in ("mcu", "gpu")]
     known = {key for keys in tables for key in keys} - {"sram_bytes", "flash_bytes"}
     assert known - {"arch"} <= named  # the template shows every key that an Arm board may have
 
@@ -224,3 +224,76 @@ def test_docs_name_every_key() -> None:
     for table, keys in TABLES.items():
         for key in keys:
             assert f"`{table}.{key}`" in text, key
+
+
+GPUS = {
+    "nvidia-h200": ("sm_90", 132),
+    "nvidia-a100": ("sm_80", 108),
+    "nvidia-rtx4090": ("sm_89", 128),
+    "jetson-orin": ("sm_87", 16),
+    "jetson-tx2": ("sm_62", 2),
+}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_are_whole(name: str) -> None:
+    target = load_target(name)
+    gpu = target.gpu
+    assert gpu is not None
+    assert (gpu.architecture, gpu.sms) == GPUS[name]
+    host = {"mtriple": "aarch64-linux-gnu"} if name.startswith("jetson") else {}
+    assert target.tvm_target == {"kind": "cuda", "arch": gpu.architecture, **host}
+    assert target.sources
+    assert required_isa(target) == ()  # no words of a CPU
+    lanes = gpu.vector_flop_per_s["float32"] / (2 * gpu.sms * gpu.clock_hz)
+    assert lanes == pytest.approx(64 if gpu.capability == 80 else 128, rel=0.01)
+    if gpu.capability < 70:
+        assert (gpu.tensor_flop_per_s, gpu.tensor_tile) == ({}, None)
+        return
+    rates = gpu.tensor_flop_per_s
+    assert rates["float16"] == pytest.approx(2 * rates["tf32"], rel=0.01)
+    assert gpu.async_copy
+    assert gpu.tensor_tile is not None
+    rows, columns, depth = gpu.tensor_tile
+    staged = 2 * (rows + columns) * depth * gpu.pipeline_stages  # float16 operands of a block
+    assert staged <= gpu.shared_bytes_per_block
+
+
+H200 = (ROOT / "targets/nvidia-h200/target.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "said"),
+    [
+        ('arch = "sm_90"', 'arch = "hopper"', "tvm.arch", "like sm_80"),
+        ('arch = "sm_90"', "", "tvm.arch", "missing"),
+        ('arch = "sm_90"', 'arch = "sm_70"', "gpu.tensor_int8_flop_per_s", "since sm_72"),
+        ('kind = "cuda"\narch', 'kind = "llvm"\narch', "tvm.kind", "cuda"),
+        ("count = 132", "", "cores.count", "missing"),
+        ("l2_bytes = 62_914_560", "", "memory.l2_bytes", "missing"),
+        ("launch_us = 1.5", "", "gpu.launch_us", "missing"),
+        ("[128, 128, 64]", "[128, 128]", "gpu.tensor_tile", "three sizes"),
+        ("[128, 128, 64]", "[128, 128.0, 64]", "gpu.tensor_tile", "whole numbers"),
+        ("tensor_tile = [128, 128, 64]", "", "gpu.tensor_tile", "only there"),
+        ("block = 232_448", "block = 233_473", "gpu.shared_bytes_per_block", "multiprocessor"),
+        ("float32_flop_per_s = 66.9e12", "", "gpu.float32_flop_per_s", "missing"),
+        ("[gpu]", "[gpus]", "gpus", "unknown key"),
+    ],
+)
+def test_bad_gpus_name_file_and_key(
+    tmp_path: Path, old: str, new: str, key: str, said: str
+) -> None:
+    assert old in H200
+    file = write(tmp_path, H200.replace(old, new, 1), "nvidia-h200")
+    with pytest.raises(TargetError, match=said) as caught:
+        load_file(file)
+    assert str(file) in str(caught.value)
+    assert key in str(caught.value)
+
+
+def test_a_gpu_has_its_table_and_no_one_else(tmp_path: Path) -> None:
+    table = H200[H200.index("[gpu]") : H200.index("[alignment]")]
+    with pytest.raises(TargetError, match=r"\[gpu\]: is missing"):
+        load_file(write(tmp_path, H200.replace(table, ""), "nvidia-h200"))
+    with pytest.raises(TargetError, match="for kind cuda only"):
+        load_file(write(tmp_path, V3 + table))

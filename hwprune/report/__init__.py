@@ -7,7 +7,7 @@ text on a Rich console.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hwprune.report.page import to_html
@@ -42,25 +42,37 @@ def print_report(report: Report, console: Any) -> None:
 
 def print_groups(found: Mapping[str, Any], console: Any) -> None:
     """Show what `hwprune.inspect` found in the terminal (a Rich console)."""
-    from rich.table import Table
-
-    columns = ("group", "width", "unit", "members", "")
-    table = Table(*columns, title=f"{found['model']}: prunable groups")
-    for group in found["groups"]:
-        members = [f"{m['parameter']}[{m['dim']}]" for m in group["members"]]
-        more = f" and {len(members) - 4} more" if len(members) > 4 else ""
-        unit = f"{group['unit_size']} rows" if group["unit_size"] > 1 else ""
-        through = "through norm statistics" if group["through_norm_statistics"] else ""
-        listed = ", ".join(members[:4]) + more
-        table.add_row(group["name"], str(group["width"]), unit, listed, through)
-    console.print(table)
+    columns: tuple[str, ...] = ("group", "width", "unit", "members", "")
+    groups = [_group(group) for group in found["groups"]]
+    _show(console, f"{found['model']}: prunable groups", columns, groups)
     if found["branches"]:
-        table = Table("branch", "parameters", "sum", "groups within", title="Removable branches")
-        for row in found["branches"]:
-            groups = ", ".join(row["groups"])
-            table.add_row(row["name"], str(row["params"]), row["sum"], groups)
-        console.print(table)
-    table = Table("frozen", "width", "reason", "source", title="Frozen")
-    for row in found["frozen"]:
-        table.add_row(row["name"], str(row["width"]), row["reason"], row["source"])
+        columns = ("branch", "parameters", "sum", "groups within")
+        listed = [
+            (b["name"], str(b["params"]), b["sum"], "\n".join(b["groups"]))
+            for b in found["branches"]
+        ]
+        _show(console, "Removable branches", columns, listed)
+    frozen = [(f["name"], str(f["width"]), f["reason"], f["source"]) for f in found["frozen"]]
+    _show(console, "Frozen", ("frozen", "width", "reason", "source"), frozen)
+
+
+def _group(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row: name, width, size of a unit, the first members, what statistics run over it."""
+    members = [f"{m['parameter']}[{m['dim']}]" for m in group["members"]]
+    more = [f"and {len(members) - 4} more"] if len(members) > 4 else []
+    unit = f"{group['unit_size']} rows" if group["unit_size"] > 1 else ""
+    through = "through norm statistics" if group["through_norm_statistics"] else ""
+    return group["name"], str(group["width"]), unit, "\n".join(members[:4] + more), through
+
+
+def _show(
+    console: Any, title: str, columns: Sequence[str], listed: Iterable[Sequence[str]]
+) -> None:
+    """A table that folds what is too long for the terminal; no cell is markup (`x[i]`)."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=escape(title))
+    for cells in listed:
+        table.add_row(*map(escape, cells))
     console.print(table)

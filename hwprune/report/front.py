@@ -1,4 +1,4 @@
-"""The plot of a search: quality against measured latency, as SVG."""
+"""The plot of a search: quality against latency, measured or predicted, as SVG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from hwprune.report.plots import DENSE, PRUNED, WIDTH
+from hwprune.report.summary import HOW
 
 
 def draw_front(front: Any) -> str:
@@ -27,6 +28,9 @@ def _points(axes: Any, front: Any) -> None:
     axes.plot([p.latency_us / 1000 for p in best], [p.quality for p in best], color=PRUNED)
     for p in front.points:
         colour = PRUNED if p.on_front else DENSE
+        if p.latency_low_us is not None:
+            ends = [p.latency_low_us / 1000, p.latency_high_us / 1000]
+            axes.plot(ends, [p.quality] * 2, color=colour, alpha=0.35, linewidth=4)
         axes.plot(p.latency_us / 1000, p.quality, "o", color=colour)
         axes.annotate(
             "dense" if p.point == 0 else str(p.point),
@@ -34,7 +38,7 @@ def _points(axes: Any, front: Any) -> None:
             textcoords="offset points",
             xytext=(5, -9),
         )
-    axes.set_xlabel("latency, measured (ms)")
+    axes.set_xlabel(f"latency, {HOW[front.source]} (ms)")
     axes.set_ylabel(
         {"agreement": "agreement with the dense network"}.get(front.measure, "accuracy")
     )

@@ -8,11 +8,13 @@ from typing import Any
 Report = Mapping[str, Any]
 
 MEASURED = "measured"
-_HOW = {"device": MEASURED, "emulator": "counted in an emulator", "model": "predicted by a model"}
+HOW = {"device": MEASURED, "emulator": "counted in an emulator", "model": "predicted by a model"}
 
+MS = 1e-3  # of a microsecond
+SHORT_MS = 0.1  # below, two decimals say nothing
 _SIZES = (
-    ("latency_us", "latency, {} (ms)", 1e-3, "{:.2f}"),
-    ("predicted_us", "latency, predicted (ms)", 1e-3, "{:.2f}"),
+    ("latency_us", "latency, {} (ms)", MS, "{:.2f}"),
+    ("predicted_us", "latency, predicted (ms)", MS, "{:.2f}"),
     ("macs", "multiply-accumulates (M)", 1e-6, "{:.1f}"),
     ("params", "parameters (M)", 1e-6, "{:.3f}"),
     ("weight_bytes", "weights (MB)", 1e-6, "{:.2f}"),
@@ -22,15 +24,21 @@ _SIZES = (
 
 
 def heading(report: Report) -> str:
-    """One line: which model, where, on how many threads; that a latency is not measured."""
+    """One line: which model, where, on how many threads; that a latency is not measured.
+
+    Of a GPU the batch and the type take the threads' place.
+    """
     threads = report["threads"]
-    line = f"{report['model']} on {report['target']}, {threads} thread{'s' * (threads != 1)}"
+    ran = f"{threads} thread{'s' * (threads != 1)}"
+    if "batch" in report:
+        ran = f"batch {report['batch']}, {report['dtype']}"
+    line = f"{report['model']} on {report['target']}, {ran}"
     return line if how(report) == MEASURED else f"{line}; latency {how(report)}"
 
 
 def how(report: Report) -> str:
     """Where the report's latencies come from, in words."""
-    return _HOW[report["pruned"].get("latency_source", "device")]
+    return HOW[report["pruned"].get("latency_source", "device")]
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -40,11 +48,14 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
     for key, label, scale, form in _SIZES:
         if key not in dense or key not in pruned:
             continue
+        before, after = dense[key] * scale, pruned[key] * scale
+        if scale == MS and min(before, after) < SHORT_MS:
+            form = "{:.4f}"
         lines.append(
             (
                 label.format(how(report)),
-                form.format(dense[key] * scale),
-                form.format(pruned[key] * scale),
+                form.format(before),
+                form.format(after),
                 f"{ratio(report, key):.3f}",
             )
         )
@@ -103,15 +114,20 @@ def _interval(report: Report) -> str:
     """Four of five kernels lie within; the ends are as if all were wrong in one direction."""
     pruned = report["pruned"]
     low, high = (pruned[f"latency_{end}_us"] / 1000 for end in ("low", "high"))
-    return f"{low:.2f} to {high:.2f} ms, {report['latency_model']}"
+    digits = 2 if low >= SHORT_MS else 4
+    return f"{low:.{digits}f} to {high:.{digits}f} ms, {report['latency_model']}"
 
 
 def _compiled(report: Report) -> str:
     """How far the code is from PyTorch, and what ran it where that was not this machine."""
     error, ran_on = report["max_rel_error_compiled"], report.get("ran_on")
+    dtype = report.get("dtype", "float32")
+    if error is None and "batch" in report:
+        return "not run: this machine's GPU is none of its kind, or there is none"
     if error is None:
         return "not run: it is another machine's, and no emulator is installed (qemu-user-static)"
-    return f"relative error {error:.1e}" + (f", under {ran_on}" if ran_on else "")
+    computed = "" if dtype == "float32" else f", computed in {dtype}"
+    return f"relative error {error:.1e}{computed}" + (f", under {ran_on}" if ran_on else "")
 
 
 def _percent(share: float) -> str:
