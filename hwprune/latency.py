@@ -7,6 +7,7 @@ calibrated against the network, and a plan that misses the budget teaches the ca
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from hwprune.calibrate import (
 )
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
+from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
 from hwprune.measure import Measured
@@ -185,7 +187,7 @@ class _Loop:
         best: Outcome | None = None
         for turn in range(1, CORRECTIONS + 1):
             with self.progress.stage(f"search, turn {turn}"):
-                chosen = self.solve(costs, calibration, goal_us)
+                chosen, narrowest = self._aim(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
             with self.progress.stage(f"compile, turn {turn}"):
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
@@ -194,6 +196,8 @@ class _Loop:
             predicted = calibration.network_us(total)
             runs.append((total, pair.ratio * dense_us))
             share = pair.ratio * dense_us / goal_us
+            if narrowest and share > OVER:
+                raise _out_of_reach(goal_us, pair.ratio, dense_us)
             calibration_next = fit(runs, calibration.corrections)
             timing = Timing(
                 pair,
@@ -218,6 +222,22 @@ class _Loop:
         assert best is not None
         return best
 
+    def _aim(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> tuple[Allocation, bool]:
+        """The allocation to build, and whether it is the narrowest there is.
+
+        A calibration by one or two networks says little of much smaller ones: where it has none
+        within the goal, the narrowest is built, and its measured latency decides.
+        """
+        try:
+            return self.solve(costs, calibration, goal_us), False
+        except BudgetError:
+            problem = self._problem(costs, calibration, goal_us)
+            narrowest = problem.smallest
+            chosen = problem.allocation(narrowest, problem.worth(narrowest), time.perf_counter())
+            return chosen, True
+
     def all_strong(self, chosen: Allocation) -> bool:
         """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
         strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
@@ -227,6 +247,15 @@ class _Loop:
         self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
     ) -> Allocation:
         """Allocate in the network's own microseconds: kernels scaled, overhead as a constant."""
+        problem = self._problem(costs, calibration, goal_us)
+        chosen = allocate(
+            problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
+        )
+        return without(chosen, self.weak, problem)
+
+    def _problem(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> Problem:
         prepared = self.prepared
         network = {
             LATENCY: network_costs(costs, calibration),
@@ -234,9 +263,7 @@ class _Loop:
             PARAMS: prepared.params,
         }
         budgets = {LATENCY: goal_us, **self.fixed}
-        problem = Problem(self.scores, prepared.candidates, network, budgets, prepared.gates)
-        chosen = allocate(self.scores, prepared.candidates, network, budgets, gates=prepared.gates)
-        return without(chosen, self.weak, problem)
+        return Problem(self.scores, prepared.candidates, network, budgets, prepared.gates)
 
 
 def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:
@@ -244,6 +271,16 @@ def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Co
     scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
     overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
     return (*scaled, overhead)
+
+
+def _out_of_reach(goal_us: float, least: float, dense_us: float) -> BudgetError:
+    """That the narrowest network, measured at this share of the dense one, is still too slow."""
+    return BudgetError(
+        f"cannot be met: {goal_us / 1000:.6g} ms asked, {least * dense_us / 1000:.6g} ms is the "
+        f"smallest reachable ({100 * least:.1f}% of the dense network, measured)",
+        where="latency",
+        hint="raise the budget",
+    )
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

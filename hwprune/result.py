@@ -104,16 +104,33 @@ def export_bytes(program: Program) -> bytes:
 
 
 def export_program(program: Program) -> torch.export.ExportedProgram:
-    """The program as torch.export writes it, with a dynamic batch where it has one."""
+    """The program as torch.export writes it, with a dynamic batch where it has one.
+
+    Some networks, traced with a batch of two, are guarded against a batch of one (halves of two
+    images joined have one each): where their own example is refused, they keep its sizes.
+    """
     module = program.module
     module.eval()
-    if not program.dynamic_batch:
-        return torch.export.export(module, program.inputs)
-    inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in program.inputs)
-    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
-    exported = torch.export.export(module, inputs, dynamic_shapes=dynamic)
-    exported._example_inputs = (program.inputs, {})  # batch of the user's own example
-    return exported
+    if program.dynamic_batch:
+        inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in program.inputs)
+        dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+        exported = torch.export.export(module, inputs, dynamic_shapes=dynamic)
+        if _takes(exported, program.inputs):
+            exported._example_inputs = (program.inputs, {})  # batch of the user's own example
+            return exported
+    return torch.export.export(module, program.inputs)
+
+
+def _takes(exported: torch.export.ExportedProgram, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether an exported program's guards on sizes let inputs pass."""
+    guards = getattr(exported.module(), "_guards_fn", None)
+    if guards is None:
+        return True
+    try:
+        guards(*inputs)
+    except AssertionError:
+        return False
+    return True
 
 
 def unit_size(group: Group) -> int:
