@@ -455,7 +455,7 @@ def test_a_budget_is_met_on_the_board(
     server: Process, tmp_path: Path, run: Callable[..., Done]
 ) -> None:
     done = run(
-        "compile", "examples.models:rnet", "--input", "1,3,24,24", "--target", TARGET.name,
+        "compile", "examples.models:rnet", "--input", "8,3,24,24", "--target", TARGET.name,
         "--latency", "60%", "--rpc", server.address, "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
