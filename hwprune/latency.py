@@ -185,7 +185,9 @@ class _Loop:
         total_dense = sum(cost.at(prepared.full) for cost in costs)
         runs = [(total_dense, dense_us)]
         best: Outcome | None = None
-        for turn in range(1, CORRECTIONS + 1):
+        turn, turns = 0, CORRECTIONS
+        while turn < turns:
+            turn += 1
             with self.progress.stage(f"search, turn {turn}"):
                 chosen, narrowest = self._aim(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
@@ -198,6 +200,7 @@ class _Loop:
             share = pair.ratio * dense_us / goal_us
             if narrowest and share > OVER:
                 raise _out_of_reach(goal_us, pair.ratio, dense_us)
+            turns += narrowest and turns == CORRECTIONS  # it taught; what it taught is used
             calibration_next = fit(runs, calibration.corrections)
             timing = Timing(
                 pair,

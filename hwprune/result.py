@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hwprune.atomic import replace_directory
 from hwprune.capture import Program
