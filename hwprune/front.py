@@ -26,8 +26,9 @@ from hwprune.progress import Clock, Progress, Silent
 from hwprune.remote.address import Boards
 from hwprune.repair import recover_by
 from hwprune.report import write_report
-from hwprune.request import read_target
+from hwprune.request import check_boards, read_target
 from hwprune.result import export_bytes
+from hwprune.target import FLOAT32
 from hwprune.ways.trail import read_json
 from hwprune.weights import PLAN, WEIGHTS, weights_bytes
 
@@ -73,6 +74,7 @@ class Front:
     source: str = DEVICE
     origin: str = ""
     warnings: tuple[str, ...] = ()
+    dtype: str = FLOAT32  # in which the device computes
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -91,7 +93,7 @@ def read_front(path: str | PathLike[str]) -> Front:
             raise ValueError(f"format {raw['format']}")
         points = tuple(Point(**p) for p in raw["points"])
         fields = {k: raw[k] for k in ("model", "target", "threads", "measure")}
-        fields |= {k: raw[k] for k in ("source", "origin") if k in raw}
+        fields |= {k: raw[k] for k in ("source", "origin", "dtype") if k in raw}
         fields |= {k: tuple(raw.get(k, ())) for k in ("missed", "warnings")}
         return Front(**fields, points=points, path=str(path))
     except (KeyError, TypeError, ValueError) as error:
@@ -122,7 +124,10 @@ def compile_point(
     if chosen is None:
         last = len(front.points) - 1
         raise HwpruneError(f"no point {point!r}", where="point", hint=f"1 to {last}")
-    target = read_target(front.target, front.threads, measures=boards is None, compiles=True)
+    target = read_target(
+        front.target, front.threads, measures=boards is None, compiles=True, dtype=front.dtype
+    )
+    check_boards(target, boards)
     folder = Path(path).parent / chosen.directory
     with clock.stage("capture"):
         program, dense = capture(folder / PROGRAM), capture(Path(path).parent / DENSE / PROGRAM)
@@ -143,6 +148,7 @@ def compile_point(
     report |= {
         "max_rel_error_compiled": built.max_rel_error,
         "ran_on": built.checked_by,
+        "dtype": front.dtype,
         "search_point": {"search": str(path), **asdict(chosen)},
     }
     files = {

@@ -36,6 +36,7 @@ from hwprune.repair import Recover, check_recovery
 from hwprune.report.front import draw_front
 from hwprune.request import read_request, read_target
 from hwprune.result import PruneResult, export_bytes, save_pruned
+from hwprune.target import FLOAT32
 from hwprune.ways.trail import Trail, read_json
 
 BUDGETS = ("80%", "65%", "50%", "35%")
@@ -55,6 +56,7 @@ def search(
     target: str = "host",
     threads: int = 1,
     boards: Boards | None = None,
+    dtype: str = FLOAT32,
     progress: Progress | None = None,
     name: str = "",
     **options: Any,
@@ -69,6 +71,7 @@ def search(
             `calibrate` inputs (every fourth) on which the network's largest output is the dense
             one's. Four inputs at least, and more than one output.
         recover: as `prune` takes it, after every pruning.
+        dtype: what the device computes in, of `hwprune.dtype.DTYPES`.
         options: further ones of `hwprune.prune`: importance, seed, attention, ...
 
     A budget that cannot be met is left out. Raises a HwpruneError subclass for all that a user can
@@ -83,7 +86,9 @@ def search(
         raise HwpruneError(
             "nothing judges the networks", where="evaluate", hint="pass evaluate or calibrate"
         )
-    request = read_request(target=target, threads=threads, latency=asked[0], boards=boards)
+    request = read_request(
+        target=target, threads=threads, latency=asked[0], boards=boards, dtype=dtype
+    )
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
@@ -98,12 +103,13 @@ def search(
         "measure": "accuracy" if evaluate is not None else "agreement",
         "recover": word,
         "latencies": source_of(request.target, boards),
+        **({"dtype": dtype} if dtype != FLOAT32 else {}),
         **{k: v for k, v in options.items() if isinstance(v, str | int | float)},
     }
     Trail(folder).begin(settings)
     given = {
         "target": target, "threads": threads, "recover": recover, "calibrate": images,
-        "boards": boards,
+        "boards": boards, "dtype": dtype,
     }  # fmt: skip
     maker = _Maker(program, folder, evaluate, given | options, clock)
     found = [maker.point(budget) for budget in asked]
@@ -113,10 +119,10 @@ def search(
         raise BudgetError("none can be met", where="budgets", hint=missed[-1])
     with clock.stage("measure") as advance:
         files = [folder / r["directory"] / PROGRAM for r in rows]
-        times = times_of(files, target, threads, boards, advance)
+        times = times_of(files, target, threads, boards, advance, dtype)
     front = Front(
         program.name, target, threads, str(settings["measure"]), _points(rows, times.latencies),
-        missed, str(folder / SEARCH), times.source, times.origin, times.warnings,
+        missed, str(folder / SEARCH), times.source, times.origin, times.warnings, dtype,
     )  # fmt: skip
     write_text(front.path, json.dumps({"format": FORMAT, **asdict(front)}, indent=1) + "\n")
     write_text(folder / PLOT, draw_front(front))
@@ -170,8 +176,9 @@ class _Maker:
         """The network itself."""
         if not (self.folder / DENSE / POINT).exists():
             quality = 1.0 if self.evaluate is None else self._judge(self.program)
-            chosen = read_target(self.options["target"], self.options["threads"])
-            prepared = prepare(self.program, chosen, self.options["threads"])
+            name, threads = self.options["target"], self.options["threads"]
+            chosen = read_target(name, threads, dtype=self.options["dtype"])
+            prepared = prepare(self.program, chosen, threads)
             sizes = {r: int(prepared.dense(r)) for r in (MACS, PARAMS)}
             with replace_directory(self.folder / DENSE) as staging:
                 (staging / PROGRAM).write_bytes(export_bytes(self.program))

@@ -23,7 +23,7 @@ from hwprune.remote.address import Boards
 from hwprune.remote.measure import open_boards
 from hwprune.remote.network import time_networks
 from hwprune.request import read_target
-from hwprune.target import Target
+from hwprune.target import FLOAT32, Target
 
 DEVICE = "device"
 
@@ -63,14 +63,21 @@ def source_of(target: Target, boards: Boards | None) -> str:
 
 
 def times_of(
-    files: Sequence[Path], name: str, threads: int, boards: Boards | None, advance: Advance
+    files: Sequence[Path],
+    name: str,
+    threads: int,
+    boards: Boards | None,
+    advance: Advance,
+    dtype: str = FLOAT32,
 ) -> Times:
-    """The latencies of saved programs on a target; the first is the dense one.
+    """The latencies of saved programs on a target in a type; the first is the dense one.
 
     Raises what `build`, `estimate_network` and `time_networks` raise.
     """
-    predicted = source_of(read_target(name, threads), boards) == MODEL
-    target = read_target(name, threads, measures=boards is None, compiles=not predicted)
+    predicted = source_of(read_target(name, threads, dtype=dtype), boards) == MODEL
+    target = read_target(
+        name, threads, measures=boards is None, compiles=not predicted, dtype=dtype
+    )
     if predicted:
         return _predicted(files, target, threads, advance)
     networks = []

@@ -17,6 +17,7 @@ from hwprune.options import (
     AsJson,
     Calibrate,
     Devices,
+    Dtype,
     Importance,
     Input,
     KernelTimeout,
@@ -39,6 +40,7 @@ from hwprune.options import (
     read_recover,
 )
 from hwprune.shown import print_json, show_report, shown_progress
+from hwprune.target import FLOAT32
 
 if TYPE_CHECKING:
     from hwprune.front import Front, Point
@@ -165,6 +167,7 @@ def search_command(
     key: Key = None,
     timeout: KernelTimeout = None,
     devices: Devices = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -187,7 +190,7 @@ def search_command(
         front = search(
             given, inputs, out=out, budgets=budget or BUDGETS, evaluate=judge, recover=how,
             calibrate=images, target=target, threads=threads, importance=importance, seed=seed,
-            boards=boards, progress=progress, name=model_name(model),
+            boards=boards, dtype=dtype or FLOAT32, progress=progress, name=model_name(model),
         )  # fmt: skip
     if as_json:
         print_json(json.loads(Path(front.path).read_text()))

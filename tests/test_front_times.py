@@ -98,3 +98,21 @@ def test_a_point_is_finished_for_its_device(predicted, run, tmp_path) -> None:
     assert report["ratio"] == pytest.approx(front.points[1].ratio)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert "asimd" in manifest["isa"]
+
+
+def test_a_front_in_half_precision(run, tmp_path) -> None:
+    target, out = emulated("cortex-a76"), tmp_path / "search"
+    words = ("search", *NET, *ASKED[:4], "--dtype", "float16", "--out", out)
+    done = run(*words, "--target", target.name)
+    assert done.status == 0, done.err
+    front = read_front(out / "search.json")
+    assert (front.dtype, front.source) == ("float16", "model")
+    wide = hwprune.prune(network(), (X,), target=target.name, latency=0.6)
+    assert front.points[0].latency_us < 0.8 * wide.report["dense"]["latency_us"]
+    finish = ("compile", "--from", out / "search.json", "--point", 1, "--out", tmp_path / "out")
+    report = json.loads(run(*finish, "--json").out)
+    assert report["dtype"] == "float16"
+    assert report["pruned"]["latency_us"] == pytest.approx(front.points[1].latency_us)
+    assert 1e-6 < report["max_rel_error_compiled"] < 1e-2
+    refused(run(*finish, "--rpc", "127.0.0.1:1"), "float16 are not measured on boards yet")
+    refused(run(*words, "--target", "cortex-a72"), "has no arithmetic in float16")
