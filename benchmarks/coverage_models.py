@@ -149,7 +149,7 @@ def _build_timm(name: str) -> tuple[nn.Module, Inputs]:
 
     model = timm.create_model(name)
     if _count(model) > LARGE_MODEL:
-        with contextlib.suppress(TypeError):  # the model has no such option
+        with contextlib.suppress(TypeError, AssertionError):  # the model has no such option
             model = timm.create_model(name, depth=FEWER_BLOCKS)
     channels, *size = model.pretrained_cfg["input_size"]
     if model.pretrained_cfg.get("fixed_input_size") and max(size) > LARGE_INPUT:
