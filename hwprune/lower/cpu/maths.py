@@ -5,10 +5,13 @@ LLVM has no vector code for the C library's; these are sums and products, in `em
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
-from hwprune.lower.cpu.emit import Expr, const, tirx
+from hwprune.lower.cpu.emit import Expr, const, real, tirx
 from hwprune.lower.formulas import Maths
+from hwprune.target import FLOAT16, FLOAT32
+
+LARGEST = {t: float(np.finfo(t).max) for t in (FLOAT32, FLOAT16)}  # finite
 
 # (exp(x) - 1 - x) / x**2 near 0 (Cephes expf).
 EXP = (0.5, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
@@ -34,10 +37,11 @@ ERF_UNDER = (
 
 
 def clamp(x: Expr, low: float, high: float) -> Expr:
-    """min(max(x, low), high); infinite bounds cost nothing."""
-    if not math.isinf(low):
+    """min(max(x, low), high); bounds that no finite value of `real()` reaches cost nothing."""
+    end = LARGEST[real()]
+    if low >= -end:
         x = tirx.max(x, const(low))
-    return x if math.isinf(high) else tirx.min(x, const(high))
+    return tirx.min(x, const(high)) if high <= end else x
 
 
 def exp(x: Expr) -> Expr:
