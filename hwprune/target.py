@@ -132,6 +132,11 @@ def load_target(name: str) -> Target:
     return load_file(files[name])
 
 
+def kind_of(name: str) -> str:
+    """ "cpu", "cuda" or "mcu". Raises what `load_target` raises."""
+    return load_target(name).kind
+
+
 def list_targets() -> tuple[str, ...]:
     """The names `load_target` knows, sorted; "host" first."""
     return tuple(sorted(_target_files(), key=lambda name: (name != "host", name)))
