@@ -15,46 +15,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from benchmarks import common
+from benchmarks import common, prediction
 from benchmarks.arm_boards import BOARDS, choose_devices, machine_of, target_of
 from benchmarks.arm_end_to_end import networks
-from hwprune.errors import HwpruneError, TableError
+from benchmarks.prediction import Row
+from hwprune.errors import TableError
 from hwprune.predict.calibration import TVM, Calibrated, find_model
 from hwprune.predict.divided import divided_work
 from hwprune.predict.generic import described_model
 from hwprune.predict.machine import Machine
-from hwprune.predict.model import FEWEST, TAILS, LatencyModel, Sample, cross_validate
+from hwprune.predict.model import TAILS, LatencyModel, Sample
 from hwprune.predict.network import NetworkModel
 from hwprune.predict.published import MeasuredConv, read_convolutions
-from hwprune.predict.work import ALGORITHMS, TERMS
-
-FOLDS = 10
-Row = dict[str, Any]
+from hwprune.predict.work import TERMS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = common.parser(__doc__, "the first 60 rows only")
-    parser.add_argument("--conv", type=Path, required=True, metavar="CSV")
-    parser.add_argument("--core", required=True, help="a target: cortex-a72")
-    parser.add_argument("--fit", action=argparse.BooleanOptionalAction, default=True)
+    parser = prediction.parser(__doc__, "cortex-a72", "the core's, or all")
     parser.add_argument("--e2e", type=Path, metavar="CSV")
-    parser.add_argument("--device", help="the rows of this `model`; by default the core's, or all")
     parser.add_argument("--threads", type=int, help="cores that the measured code used")
     parser.add_argument("--clock-ghz", type=float)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="store the calibration")
-    try:
-        return run(parser.parse_args(arguments))
-    except HwpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return prediction.exit_status(run, parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,7 +59,7 @@ def validate_device(
     rows: Sequence[MeasuredConv], device: str, options: argparse.Namespace
 ) -> list[Row]:
     """Judge, show and, where asked, store a calibration on the rows of one device."""
-    rows = rows[:60] if options.quick else rows
+    rows = rows[: prediction.QUICK] if options.quick else rows
     machine = machine_of(options, device, rows[0].abi)
     samples = samples_of(rows, machine, warm=not streams_weights(rows, machine))
     table = validate(samples, rows, machine, options)
@@ -99,15 +86,13 @@ def streams_weights(rows: Sequence[MeasuredConv], machine: Machine) -> bool:
     return max(rates, default=0.0) <= machine.memory_bytes_per_s
 
 
-def samples_of(
-    rows: Sequence[MeasuredConv], machine: Machine, *, warm: bool, by_family: bool = False
-) -> list[Sample]:
+def samples_of(rows: Sequence[MeasuredConv], machine: Machine, *, warm: bool) -> list[Sample]:
     """Samples whose weights cost nothing where they were `warm`."""
     found = []
     for row in rows:
         work = divided_work(row.shape, row.algorithm, machine)
         work = replace(work, weight_bytes=0.0) if warm else work
-        found.append(Sample(work, row.measured_us, row.family if by_family else row.layer))
+        found.append(Sample(work, row.measured_us, row.layer))
     return found
 
 
@@ -117,8 +102,7 @@ def fitted(
     """The calibrated model, or with --no-fit the stored one."""
     if not options.fit:
         return find_model(target_of(options.core), machine).model
-    if len(samples) < FEWEST:
-        raise TableError(f"{len(samples)} rows: at least {FEWEST} are needed", where="--fit")
+    prediction.check_enough(samples)
     return LatencyModel.fit(samples, machine, described_model())
 
 
@@ -129,58 +113,12 @@ def validate(
     options: argparse.Namespace,
 ) -> list[Row]:
     """A row of errors for every way to judge, and for every algorithm."""
-    measured = np.array([s.measured_us for s in samples])
-    ways: dict[str, Callable[[], np.ndarray]] = {
-        "proportional to MACs": lambda: proportional(samples, rows),
-    }
     if options.fit:
-        families = [replace(s, layer=r.family) for s, r in zip(samples, rows, strict=True)]
-        prior = described_model()
-        ways |= {
-            "cross-validated by layer": lambda: cross_validate(
-                samples, machine, prior, folds=FOLDS
-            ),
-            "the same, without smoothing": lambda: cross_validate(
-                samples, machine, prior, folds=FOLDS, smooth=False
-            ),
-            "cross-validated by plane and kernel": lambda: cross_validate(
-                families, machine, prior, folds=FOLDS
-            ),
-        }
+        ways = prediction.fit_ways(samples, rows, machine)
     else:
         model = find_model(target_of(options.core), machine).model
-        ways["stored calibration"] = lambda: model.median_us([s.work for s in samples], machine)
-    kinds = np.array([s.work.algorithm for s in samples])
-    found = []
-    for way, predict in ways.items():
-        predicted = predict()
-        for kind in ("all", *(k for k in ALGORITHMS if (kinds == k).any())):
-            rows_of = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
-            found.append(
-                {"way": way, "kernels": kind} | errors(predicted[rows_of], measured[rows_of])
-            )
-    return found
-
-
-def proportional(samples: Sequence[Sample], rows: Sequence[MeasuredConv]) -> np.ndarray:
-    """What counting multiply-accumulates says, one rate an algorithm: the median of all rows."""
-    macs = np.array([row.shape.macs for row in rows], dtype=float)
-    measured = np.array([s.measured_us for s in samples])
-    kinds = np.array([s.work.algorithm for s in samples])
-    rates = {k: float(np.median(measured[kinds == k] / macs[kinds == k])) for k in set(kinds)}
-    return np.array([rates[k] for k in kinds]) * macs
-
-
-def errors(predicted: np.ndarray, measured: np.ndarray) -> Row:
-    """Mean absolute percentage error, its 95th percentile, Spearman's rank correlation."""
-    off = 100 * np.abs(predicted / measured - 1)
-    rank = float(spearmanr(predicted, measured).statistic) if len(off) > 2 else None
-    return {
-        "count": len(off),
-        "mape_percent": round(float(off.mean()), 2),
-        "p95_percent": round(float(np.quantile(off, 0.95)), 2),
-        "rank_correlation": None if rank is None else round(rank, 4),
-    }
+        ways = prediction.model_way("stored calibration", model, samples, machine)
+    return prediction.judge(ways, samples, rows, machine)
 
 
 def save(
@@ -231,16 +169,8 @@ def transfer(model: LatencyModel, options: argparse.Namespace, device: str) -> t
 
 
 def show(rows: Sequence[Row], device: str, options: argparse.Namespace) -> None:
-    common.table(
-        f"{device} ({options.core}): convolutions, predicted against measured",
-        ("how", "kernels", "rows", "MAPE %", "p95 %", "rank"),
-        [
-            (r["way"], r["kernels"], str(r["count"]), f"{r['mape_percent']:.1f}",
-             f"{r['p95_percent']:.1f}", str(r["rank_correlation"]))
-            for r in rows if "way" in r
-        ],
-        text=2,
-    )  # fmt: skip
+    """Print the errors of kernels, and of networks where there are some."""
+    prediction.show([r for r in rows if "way" in r], device, options.core)
     found = [r for r in rows if "network" in r]
     if found:
         common.table(

@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-
-from benchmarks import common
-from benchmarks.arm_prediction import FOLDS, Row, errors, proportional
-from hwprune.errors import HwpruneError, TableError, TargetError
+from benchmarks import common, prediction
+from benchmarks.prediction import Row
+from hwprune.errors import TableError, TargetError
 from hwprune.gpu import Gpu
 from hwprune.predict.calibration import TVM, Calibrated, find_model
 from hwprune.predict.gpu_described import described_gpu_model
 from hwprune.predict.gpu_divided import gpu_divided_work
-from hwprune.predict.gpu_work import GPU_ALGORITHMS
-from hwprune.predict.model import FEWEST, LatencyModel, Sample, cross_validate
+from hwprune.predict.model import LatencyModel, Sample
 from hwprune.predict.published import MeasuredConv, read_convolutions
 from hwprune.target import Target, load_target
 
@@ -37,17 +32,8 @@ ABI = "cuda"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = common.parser(__doc__, "the first 60 rows only")
-    parser.add_argument("--conv", type=Path, required=True, metavar="CSV")
-    parser.add_argument("--core", required=True, help="a target: jetson-tx2")
-    parser.add_argument("--fit", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--device", help="the rows of this `model`; by default the target's")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="store the calibration")
-    try:
-        return run(parser.parse_args(arguments))
-    except HwpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = prediction.parser(__doc__, "jetson-tx2", "the target's")
+    return prediction.exit_status(run, parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,16 +46,7 @@ def run(options: argparse.Namespace) -> int:
         for r in rows
     ]
     table = validate(samples, rows, target, target.gpu, fit=options.fit)
-    common.table(
-        f"{rows[0].device} ({options.core}): convolutions, predicted against measured",
-        ("how", "kernels", "rows", "MAPE %", "p95 %", "rank"),
-        [
-            (r["way"], r["kernels"], str(r["count"]), f"{r['mape_percent']:.1f}",
-             f"{r['p95_percent']:.1f}", str(r["rank_correlation"]))
-            for r in table
-        ],
-        text=2,
-    )  # fmt: skip
+    prediction.show(table, rows[0].device, options.core)
     if options.save is not None and options.fit:
         calibrated(samples, rows[0].device, target, target.gpu).save(options.save)
         common.console.print(f"calibration written to {options.save}")
@@ -88,9 +65,9 @@ def rows_of(every: Sequence[MeasuredConv], options: argparse.Namespace) -> Seque
             where=str(options.conv),
             hint=f"pass --device; its GPUs: {', '.join(known) or 'none'}",
         )
-    if options.fit and len(rows) < FEWEST:
-        raise TableError(f"{len(rows)} rows: at least {FEWEST} are needed", where="--fit")
-    return rows[:60] if options.quick else rows
+    if options.fit:
+        prediction.check_enough(rows)
+    return rows[: prediction.QUICK] if options.quick else rows
 
 
 def validate(
@@ -102,33 +79,13 @@ def validate(
     fit: bool,
 ) -> list[Row]:
     """A row of errors for every way to judge, and for every algorithm."""
-    prior = described_gpu_model()
-    families = [replace(s, layer=r.family) for s, r in zip(samples, rows, strict=True)]
-    ways: dict[str, Callable[[], np.ndarray]] = {
-        "proportional to MACs": lambda: proportional(samples, rows)
-    }
     if fit:
-        ways |= {
-            "cross-validated by layer": lambda: cross_validate(samples, gpu, prior, folds=FOLDS),
-            "the same, without smoothing": lambda: cross_validate(
-                samples, gpu, prior, folds=FOLDS, smooth=False
-            ),
-            "cross-validated by plane and kernel": lambda: cross_validate(
-                families, gpu, prior, folds=FOLDS
-            ),
-        }
+        ways = prediction.fit_ways(samples, rows, gpu)
     else:
-        model = find_model(target, gpu).model
-        ways["stored or described"] = lambda: model.median_us([s.work for s in samples], gpu)
-    measured = np.array([s.measured_us for s in samples])
-    kinds = np.array([s.work.algorithm for s in samples])
-    found = []
-    for way, predict in ways.items():
-        predicted = predict()
-        for kind in ("all", *(k for k in GPU_ALGORITHMS if (kinds == k).any())):
-            of = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
-            found.append({"way": way, "kernels": kind} | errors(predicted[of], measured[of]))
-    return found
+        ways = prediction.model_way(
+            "stored or described", find_model(target, gpu).model, samples, gpu
+        )
+    return prediction.judge(ways, samples, rows, gpu)
 
 
 def calibrated(samples: Sequence[Sample], device: str, target: Target, gpu: Gpu) -> Calibrated:

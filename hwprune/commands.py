@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
-from hwprune.mcu_commands import INT8_ONLY, MCU_ONLY, compile_for_mcu, is_mcu, refuse_memory
+from hwprune.mcu_commands import INT8_ONLY, MCU_ONLY, compile_for_mcu, refuse_memory
 from hwprune.mcu_float_commands import compile_float_for_mcu, is_float
 from hwprune.options import (
     Aggregate,
@@ -52,7 +54,7 @@ from hwprune.options import (
     units,
 )
 from hwprune.shown import print_json, show_artifact, show_report, shown_progress
-from hwprune.target import FLOAT32
+from hwprune.target import FLOAT32, kind_of
 
 app = typer.Typer(
     name="hwprune",
@@ -62,13 +64,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def is_gpu(target: str) -> bool:
-    """Whether a target is a GPU. Raises TargetError for an unknown one."""
-    from hwprune.target import load_target
-
-    return load_target(target).kind == "cuda"
 
 
 @app.command("compile")
@@ -129,37 +124,57 @@ def compile_command(
     }  # fmt: skip
     memory = {"sram": sram, "flash": flash}
     if model is None or from_search is not None or point is not None or recover is not None:
-        boards = asked.pop("boards")
-        unsaid = {"target": "host", "threads": 1, "dtype": FLOAT32 if dtype is None else ""}
-        given_too = [k for k, v in (asked | memory).items() if v not in (None, unsaid.get(k))]
-        finish_point(model, from_search, point, recover, given_too, boards, out, as_json)
+        said = _said(asked | memory, dtype)
+        finish_point(model, from_search, point, recover, said, asked["boards"], out, as_json)
         return
-    if is_mcu(target):
-        pruning = {
-            "importance": importance, "aggregate": aggregate, "normalize": normalize,
-            **units(attention, grouped, group_norm, branches),
-        }  # fmt: skip
+    pruning = {
+        "importance": importance, "aggregate": aggregate, "normalize": normalize,
+        **units(attention, grouped, group_norm, branches),
+    }  # fmt: skip
+    kind = kind_of(target)
+    if kind == "mcu":
         read = read_inputs(model, arg, input_, calibrate, mean, std)
-        if floats:
-            refuse_memory(memory, INT8_ONLY)
-            compile_float_for_mcu(read, asked, pruning, out, seed, model_name(model), as_json)
-            return
-        compile_for_mcu(read, asked | memory, pruning, out, seed, model_name(model), as_json)
+        name = model_name(model)
+        _compile_for_mcu(read, asked, memory, pruning, out, seed, name, as_json, floats)
         return
     refuse_memory(memory, MCU_ONLY)
-    budgets = (latency, macs, params, threshold, plan)
-    if is_gpu(target) and all(budget is None for budget in budgets):
+    if kind == "cuda" and all(b is None for b in (latency, macs, params, threshold, plan)):
         lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)
         return
     read_request(**asked, compiles=True)
     with shown_progress(as_json) as progress:
         given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std, batch)
         result, _ = compile_pruned(
-            given, inputs, out=out, progress=progress, importance=importance, aggregate=aggregate,
-            normalize=normalize, seed=seed, calibrate=images, name=model_name(model), **asked,
-            **units(attention, grouped, group_norm, branches),
+            given, inputs, out=out, progress=progress, seed=seed, calibrate=images,
+            name=model_name(model), **asked, **pruning,
         )  # fmt: skip
     show_artifact(result.report, out, as_json)
+
+
+def _said(asked: Mapping[str, Any], dtype: str | None) -> list[str]:
+    """The options that were given: not None, nor the default."""
+    defaults = {"target": "host", "threads": 1, "dtype": FLOAT32 if dtype is None else ""}
+    given = {name: value for name, value in asked.items() if name != "boards"}
+    return [name for name, value in given.items() if value not in (None, defaults.get(name))]
+
+
+def _compile_for_mcu(
+    read: tuple[Any, Any, Any],
+    asked: Mapping[str, Any],
+    memory: Mapping[str, str | None],
+    pruning: Mapping[str, Any],
+    out: Path,
+    seed: int,
+    name: str,
+    as_json: bool,
+    floats: bool,
+) -> None:
+    """For a microcontroller: int8 in its memory or, with `floats`, float32."""
+    if floats:
+        refuse_memory(memory, INT8_ONLY)
+        compile_float_for_mcu(read, asked, pruning, out, seed, name, as_json)
+        return
+    compile_for_mcu(read, {**asked, **memory}, pruning, out, seed, name, as_json)
 
 
 @app.command("prune")

@@ -16,8 +16,9 @@ from hwprune.program import Program
 
 Kept = Mapping[str, Mapping[int, np.ndarray]]
 TOLERANCE = 1e-9
-_DRAWS, _FEW = 4, 8  # how often roundings are drawn; two networks round in different places
-FEW = 2  # of a batch: samples do not meet
+_DRAWS = 4  # of roundings
+_APART = 8  # roundings by which two networks may differ, for they round in different places
+SAMPLES = 2  # of a batch, which do not meet
 
 
 class NoGradients(Exception):  # noqa: N818 - not an error: only values can be compared then
@@ -45,8 +46,8 @@ def random_inputs(program: Program, generator: torch.Generator) -> list[Tensor]:
 
 
 def few_inputs(program: Program) -> tuple[Tensor, ...]:
-    """The example inputs, at most `FEW` of a batch where the program takes any."""
-    return tuple(x[:FEW] if program.dynamic_batch else x for x in program.inputs)
+    """The example inputs, at most `SAMPLES` of a batch where the program takes any."""
+    return tuple(x[:SAMPLES] if program.dynamic_batch else x for x in program.inputs)
 
 
 def compare(
@@ -164,7 +165,7 @@ def gradient_error(
     comes out as a few roundings of the largest: 1e-9 of 1e-5 are 45 roundings of float64.
     Nor is what lies within a few `roundings`, by which each gradient moves by itself, above 1e-9.
     """
-    noise = [_FEW * r for r in roundings] or [0.0] * len(pairs)
+    noise = [_APART * r for r in roundings] or [0.0] * len(pairs)
     known = [
         (a, b, n) for (a, b), n in zip(pairs, noise, strict=True) if a is not None and a.numel()
     ]

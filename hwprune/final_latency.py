@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwprune.account import add_latency
+from hwprune.account_latency import add_latency
 from hwprune.bench import Network, final_pair
 from hwprune.remote.address import Boards
 from hwprune.target import Target

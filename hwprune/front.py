@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from hwprune.account import add_estimate
+from hwprune.account_latency import add_estimate
 from hwprune.atomic import check_writable
 from hwprune.bench import Network
 from hwprune.build import build

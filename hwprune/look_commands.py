@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from hwprune.commands import app
-from hwprune.mcu_commands import is_mcu
 from hwprune.options import (
     Aggregate,
     Args,
@@ -41,7 +40,7 @@ from hwprune.options import (
     units,
 )
 from hwprune.shown import print_json, shown_progress
-from hwprune.target import FLOAT32
+from hwprune.target import FLOAT32, kind_of
 
 
 @app.command("sensitivity")
@@ -137,7 +136,7 @@ def profile_command(
     from hwprune.request import read_target
 
     boards = read_boards(rpc, tracker, key, devices, timeout)
-    if not is_mcu(target):
+    if kind_of(target) != "mcu":
         read_target(target, threads, measures=boards is None, dtype=dtype or FLOAT32)
     with shown_progress(as_json) as progress:
         given, inputs, _ = read_inputs(model, arg, input_, batch=batch)

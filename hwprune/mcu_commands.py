@@ -12,14 +12,6 @@ from rich.table import Table
 from hwprune.errors import BudgetError
 from hwprune.shown import print_json, shown_progress
 
-
-def is_mcu(target: str) -> bool:
-    """Whether a target is a microcontroller. Raises TargetError for an unknown one."""
-    from hwprune.target import load_target
-
-    return load_target(target).kind == "mcu"
-
-
 MCU_ONLY = (
     "only microcontrollers have such a budget",
     "choose a target of kind mcu; hwprune targets lists them",

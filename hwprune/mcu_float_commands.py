@@ -9,9 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from hwprune.errors import HwpruneError
-from hwprune.mcu_commands import is_mcu
 from hwprune.shown import print_json, shown_progress
-from hwprune.target import FLOAT32
+from hwprune.target import FLOAT32, kind_of
 
 _KINDS = ("int8", FLOAT32)
 
@@ -21,7 +20,7 @@ def is_float(dtype: str | None, target: str) -> bool:
 
     Raises HwpruneError for a type that no microcontroller's kernels have.
     """
-    if dtype is None or not is_mcu(target):
+    if dtype is None or kind_of(target) != "mcu":
         return False
     if dtype not in _KINDS:
         raise HwpruneError(

@@ -1,4 +1,4 @@
-"""`measure`: fill a `LatencyTable` by timing kernels on this machine.
+"""`measure`: fill a `LatencyTable` by timing kernels on this machine; `fill`: on any.
 
 Kernels are compiled in batches and timed in turn, round after round, as a network would run
 them: a kernel finds its input just written and its weights pushed out of the near caches by the
@@ -77,25 +77,75 @@ def measure(
     TargetError if the target cannot run here.
     """
     check_runnable(target)
+
+    def time_batch(batch: Sequence[Workload]) -> Iterator[Row]:
+        return by_halves(batch, lambda some: _time_batch(some, target, threads), threads)
+
+    return fill(table, workloads, threads, BATCH, time_batch, progress)
+
+
+def fill(
+    table: LatencyTable,
+    workloads: Iterable[Workload],
+    threads: int,
+    size: int,
+    time_batch: Callable[[Sequence[Workload]], Iterable[Row]],
+    progress: Progress | None = None,
+) -> Measured:
+    """Put the rows that a table lacks into it, `size` kernels at once, each batch durably.
+
+    `time_batch` gives the rows of some kernels while no other process measures; with `failure`
+    where one could not be measured. What it raises ends the run; finished batches stay.
+    """
     started = time.perf_counter()
     wanted = tuple(dict.fromkeys(workloads))
     missing = table.missing(wanted, threads)
-    done, reused = len(wanted) - len(missing), len(wanted) - len(missing)
+    done = reused = len(wanted) - len(missing)
     failed: list[Workload] = []
-    for begin in range(0, len(missing), BATCH):
-        batch = missing[begin : begin + BATCH]
+    for begin in range(0, len(missing), size):
+        batch = missing[begin : begin + size]
         with table.measuring():
             mine = table.missing(batch, threads)  # others may have measured some meanwhile
-            done += len(batch) - len(mine)
-            reused += len(batch) - len(mine)
-            rows = _time_batch(mine, target, threads)
+            rows = list(time_batch(mine))
             table.put(rows)
+        reused += len(batch) - len(mine)
         failed += [row.workload for row in rows if row.failure]
-        done += len(rows)
+        done += len(batch)
         if progress is not None:
             progress(done, len(wanted))
     seconds = time.perf_counter() - started
     return Measured(reused, len(wanted) - reused, tuple(failed), seconds)
+
+
+def by_halves(
+    workloads: Sequence[Workload],
+    attempt: Callable[[Sequence[Workload]], Iterable[Row]],
+    threads: int,
+    *,
+    source: str = "device",
+    fatal: tuple[type[Exception], ...] = (),
+) -> Iterator[Row]:
+    """The rows of kernels that `attempt` takes together; where it fails, those of both halves.
+
+    A kernel with which it fails alone has a row of `source` that says why. Raises what is `fatal`,
+    and what comes out of an iterator that `attempt` has returned.
+    """
+    if not workloads:
+        return
+    try:
+        rows = attempt(workloads)
+    except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, fatal):
+            raise
+        if len(workloads) == 1:
+            reason = str(error).strip() or type(error).__name__
+            yield failed_row(workloads[0], threads, reason, source)
+            return
+        half = len(workloads) // 2
+        for part in (workloads[:half], workloads[half:]):
+            yield from by_halves(part, attempt, threads, source=source, fatal=fatal)
+        return
+    yield from rows
 
 
 def require_measured(workloads: Iterable[Workload], table: LatencyTable, threads: int) -> None:
@@ -126,10 +176,10 @@ def timed_rows(
     ]
 
 
-def failed_row(workload: Workload, threads: int, reason: str) -> Row:
+def failed_row(workload: Workload, threads: int, reason: str, source: str = "device") -> Row:
     """The row of a kernel that could not be measured; the first line of the reason is kept."""
     text = (reason.strip().splitlines() or ["no reason"])[0][:300]
-    return Row(workload, threads, np.nan, np.nan, np.nan, 0, failure=text)
+    return Row(workload, threads, np.nan, np.nan, np.nan, 0, source=source, failure=text)
 
 
 def time_rounds(
@@ -168,18 +218,8 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _time_batch(workloads: Sequence[Workload], target: Target, threads: int) -> list[Row]:
-    """Compile kernels together and time them in turn; those of a failing batch one by one."""
-    if not workloads:
-        return []
-    try:
-        times = time_together(workloads, target, threads)
-    except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
-        if len(workloads) == 1:
-            return [failed_row(workloads[0], threads, str(error).strip() or type(error).__name__)]
-        half = len(workloads) // 2
-        first = _time_batch(workloads[:half], target, threads)
-        return first + _time_batch(workloads[half:], target, threads)
-    return timed_rows(workloads, threads, times)
+    """Compile kernels together and time them in turn."""
+    return timed_rows(workloads, threads, time_together(workloads, target, threads))
 
 
 def _time_module(module: Any, target: Target) -> np.ndarray:

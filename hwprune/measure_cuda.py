@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,10 +22,10 @@ import numpy as np
 
 from hwprune.cuda_driver import Driver, GpuFacts, KernelError
 from hwprune.cuda_errors import too_old
-from hwprune.errors import HwpruneError, TargetError
+from hwprune.errors import TargetError
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.spec import Kernel, TensorSpec, Workload, numpy_type
-from hwprune.measure import Measured, Progress, failed_row
+from hwprune.measure import Measured, Progress, by_halves, failed_row, fill
 from hwprune.nvcc import compile_cubin, find_nvcc
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable, Row
@@ -114,37 +113,18 @@ def measure_gpu(
     gpu: GpuTable, workloads: Iterable[Workload], progress: Progress | None = None
 ) -> Measured:
     """Time the kernels that the table lacks. Raises TargetError where the GPU's memory is full."""
-    started = time.perf_counter()
-    wanted = tuple(dict.fromkeys(workloads))
-    missing = gpu.table.missing(wanted, 1)
-    done = reused = len(wanted) - len(missing)
-    failed: list[Workload] = []
-    for begin in range(0, len(missing), BATCH):
-        rows = _rows(gpu, missing[begin : begin + BATCH])
-        gpu.table.put(rows)
-        failed += [row.workload for row in rows if row.failure]
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(wanted))
-    seconds = time.perf_counter() - started
-    return Measured(reused, len(wanted) - reused, tuple(failed), seconds)
+
+    def time_batch(batch: Sequence[Workload]) -> Iterator[Row]:
+        return by_halves(batch, lambda some: _rows(gpu, some), 1, fatal=(TargetError,))
+
+    return fill(gpu.table, workloads, 1, BATCH, time_batch, progress)
 
 
-def _rows(gpu: GpuTable, workloads: Sequence[Workload]) -> list[Row]:
-    """Compile together and time; those of a batch that does not compile one by one."""
-    if not workloads:
-        return []
-    try:
-        kernels = [kernel_for(w, gpu.target, 1) for w in workloads]
-        source, code = compiled(kernels, gpu.target)
-    except (HwpruneError, RuntimeError, ValueError) as error:
-        if isinstance(error, TargetError):
-            raise
-        if len(workloads) == 1:
-            return [failed_row(workloads[0], 1, str(error))]
-        half = len(workloads) // 2
-        return _rows(gpu, workloads[:half]) + _rows(gpu, workloads[half:])
-    return list(_timed(gpu, kernels, source, code))
+def _rows(gpu: GpuTable, workloads: Sequence[Workload]) -> Iterator[Row]:
+    """Compile kernels together; they are timed as the rows are asked for."""
+    kernels = [kernel_for(w, gpu.target, 1) for w in workloads]
+    source, code = compiled(kernels, gpu.target)
+    return _timed(gpu, kernels, source, code)
 
 
 def _timed(gpu: GpuTable, kernels: Sequence[Kernel], source: str, code: bytes) -> Iterator[Row]:

@@ -94,12 +94,18 @@ def check_module_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def check_finite(*tensors: Mapping[str, Tensor]) -> None:
     """ModelError naming the first parameter or buffer that holds NaN or infinity."""
     for name, tensor in ((n, t) for group in tensors for n, t in group.items()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_finite(tensor.detach()):
             if bool(torch.isnan(tensor).any()):
                 raise ModelError("the weights contain NaN", where=name)
             bound = tensor.numel() == 1 and not isinstance(tensor, nn.Parameter)
             if "mask" not in name and not bound:  # additive masks and limits of clamps are infinite
                 raise ModelError("the weights contain infinite values", where=name)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are: surely where their sum is, which takes a tenth of the time."""
+    summed = tensor.dtype in (torch.float32, torch.float64) and bool(torch.isfinite(tensor.sum()))
+    return summed or bool(torch.isfinite(tensor).all())
 
 
 def check_values(graph: fx.Graph) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import Facts, account, add_estimate
+from hwprune.account import Facts, account
+from hwprune.account_latency import add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
 from hwprune.bench import Network

@@ -15,14 +15,8 @@ from typing import Any
 
 from hwprune.errors import TargetError
 from hwprune.gpu import Gpu, read_gpu
-from hwprune.host_cpu import (
-    ARM_FEATURES,
-    X86_FEATURES,
-    CpuFacts,
-    features,
-    read_cpu,
-    vector_unit,
-)
+from hwprune.host_cpu import ARM_FEATURES, X86_FEATURES, CpuFacts, read_cpu
+from hwprune.host_target import detected, llvm_features
 from hwprune.target_schema import read_toml
 
 FILE = "target.toml"
@@ -132,6 +126,11 @@ def load_target(name: str) -> Target:
     return load_file(files[name])
 
 
+def kind_of(name: str) -> str:
+    """ "cpu", "cuda" or "mcu". Raises what `load_target` raises."""
+    return load_target(name).kind
+
+
 def list_targets() -> tuple[str, ...]:
     """The names `load_target` knows, sorted; "host" first."""
     return tuple(sorted(_target_files(), key=lambda name: (name != "host", name)))
@@ -145,7 +144,7 @@ def load_file(path: Path) -> Target:
             f"name is {raw['name']!r} but the folder is {path.parent.name!r}", where=str(path)
         )
     if raw.pop("detect", False):
-        raw = _merge(_detected(read_cpu()), raw)
+        raw = _merge(detected(read_cpu()), raw)
     if raw["kind"] == "mcu":
         _check_mcu(path, raw)
     if raw["kind"] == "cuda":
@@ -208,7 +207,7 @@ def required_isa(target: Target) -> tuple[str, ...]:
     """The features that a target's code may use: those it declares and those its CPU implies."""
     if target.tvm_target.get("kind") != "llvm":
         return target.isa
-    emitted = _llvm_features(target.tvm_target)
+    emitted = llvm_features(target.tvm_target)
     known = X86_FEATURES if "sse2" in emitted else ARM_FEATURES
     implied = {linux for linux, llvm in known.items() if llvm in emitted}
     return tuple(sorted({*target.isa, *implied}))
@@ -275,54 +274,6 @@ def _build_mcu(raw: Mapping[str, Any]) -> Mcu:
         sram_bytes=memory["sram_bytes"],
         clock_hz=raw["cores"]["clock_hz"],
     )
-
-
-def _detected(facts: CpuFacts) -> dict[str, Any]:
-    """The description of a CPU, in the schema of the file."""
-    from hwprune.tvm_runtime import load_tvm  # loading TVM takes seconds: only the host needs it
-
-    codegen = load_tvm().target.codegen
-    mcpu = str(codegen.llvm_get_system_cpu())
-    bits, registers = vector_unit(facts)
-    memory = {"l1d_bytes": facts.l1d_bytes, "l2_bytes": facts.l2_bytes, "l3_bytes": facts.l3_bytes}
-    cores: dict[str, Any] = {"count": facts.cores, "clock_hz": facts.clock_hz}
-    return {
-        "description": f"this machine: {facts.model} ({mcpu}), {facts.cores} cores",
-        "isa": {
-            "features": sorted(features(facts)),
-            "vector_bits": bits,
-            "vector_registers": registers,
-        },
-        "cores": {key: value for key, value in cores.items() if value},
-        "memory": {key: value for key, value in memory.items() if value},
-        "alignment": {"channels": max(8, bits // 32)},
-        "tvm": {"kind": "llvm", "mcpu": mcpu, "mattr": host_attributes(facts, mcpu)},
-    }
-
-
-def host_attributes(facts: CpuFacts, mcpu: str) -> list[str]:
-    """LLVM attributes that make `mcpu` fit this CPU.
-
-    Takes away the instructions that the model has by name but this (virtual) machine hides, and
-    asks for 512-bit vectors where LLVM would settle for 256.
-    """
-    if facts.machine in ("aarch64", "arm64"):
-        return ["+neon"]
-    names = _llvm_features({"kind": "llvm", "mcpu": mcpu})
-    hidden = sorted(
-        llvm for linux, llvm in X86_FEATURES.items() if llvm in names and linux not in facts.flags
-    )
-    wide = ["-prefer-256-bit"] if vector_unit(facts)[0] == 512 else []
-    return [*(f"-{llvm}" for llvm in hidden), *wide]
-
-
-def _llvm_features(tvm_target: Mapping[str, Any]) -> set[str]:
-    """The features, by LLVM's names, that code for one of TVM's targets may use."""
-    from hwprune.tvm_runtime import load_tvm
-
-    tvm = load_tvm()
-    found = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(dict(tvm_target)))
-    return {str(feature) for feature in found}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

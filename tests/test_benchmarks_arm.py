@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.arm_networks import layers
-from benchmarks.arm_prediction import errors, main
+from benchmarks.arm_prediction import main
+from benchmarks.prediction import errors
 from hwprune.predict.calibration import Calibrated
 from hwprune.predict.conv_shape import ConvShape
 from hwprune.predict.published import COLUMNS

@@ -102,6 +102,24 @@ def test_moves_and_maxima_equal_pytorch_in_float16(run_mixed) -> None:
     np.testing.assert_array_equal(found[1], wanted.float().numpy())
 
 
+class OneSided(nn.Module):
+    """Clamps of which float16 cannot hold the bound that is left out."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.clamp(min=-0.5), x.clamp(max=0.5)
+
+
+def test_a_clamp_with_one_bound_is_compiled(tmp_path: Path) -> None:
+    program, target = made(OneSided(), 1, CHANNELS, SIZE, SIZE), half("cortex-a76")
+    built = build(program, target, 1)
+    library = built.lowered.export(tmp_path / LIBRARY)
+    x = program.inputs[0].numpy()
+    low, high = run_flat(library, built.lowered.flat(), target, [x])
+    near = x.astype(np.float16).astype(np.float32)
+    assert np.array_equal(low, near.clip(-0.5))
+    assert np.array_equal(high, near.clip(None, 0.5))
+
+
 def test_values_are_half_as_large() -> None:
     folded = fold_batch_norm(made(Mixed(), 1, CHANNELS, SIZE, SIZE))
     fused = fuse_for(folded, in_dtype(load_target("cortex-a76"), "float16"))

@@ -1,5 +1,6 @@
+import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 
 from hwprune import measure as measure_module
-from hwprune.errors import TargetError
+from hwprune.errors import LoweringError, TargetError
 from hwprune.lower.spec import Step, TensorSpec, Workload
-from hwprune.measure import ROUNDS, measure, time_rounds
+from hwprune.measure import ROUNDS, by_halves, fill, measure, time_rounds
 from hwprune.provenance import provenance_of
-from hwprune.table import LatencyTable
+from hwprune.table import LatencyTable, Row
 from hwprune.target import load_target
 
 HOST = load_target("host")
@@ -86,6 +87,59 @@ def test_interrupted_profile_keeps_finished_rows(
         assert table.missing(work, 1) == (kernel(48),)
         report = measure(work, HOST, 1, table)
         assert (report.reused, report.measured) == (2, 1)
+
+
+def held(table: LatencyTable) -> bool:
+    """Whether somebody holds the machine for measuring."""
+    with open(table.path.with_suffix(".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_a_batch_is_timed_under_the_lock_without_what_others_measured(tmp_path: Path) -> None:
+    work = [kernel(n) for n in (16, 32, 48, 64)]
+    seen: list[tuple[Workload, ...]] = []
+
+    def row(workload: Workload, failure: str = "") -> Row:
+        return Row(workload, 1, 2.0, 1.0, 3.0, 1, failure=failure)
+
+    with LatencyTable.open(provenance_of(HOST), tmp_path) as table:
+
+        def time_batch(batch: Sequence[Workload]) -> list[Row]:
+            assert held(table)
+            seen.append(tuple(batch))
+            if len(seen) == 1:  # meanwhile somebody else measures one of the next batch
+                table.put([row(work[2])])
+            return [row(workload, "broken" if workload == work[3] else "") for workload in batch]
+
+        done = fill(table, work, 1, 2, time_batch)
+        assert not held(table)
+        assert table.missing(work, 1) == ()
+    assert seen == [(work[0], work[1]), (work[3],)]
+    assert (done.reused, done.measured, done.failed) == (1, 3, (work[3],))
+
+
+def test_a_batch_that_fails_is_halved_until_the_kernel_is_found() -> None:
+    work = [kernel(n) for n in range(1, 6)]
+    tried: list[int] = []
+
+    def attempt(some: Sequence[Workload]) -> list[Row]:
+        tried.append(len(some))
+        if work[3] in some:
+            raise LoweringError("too many registers")
+        return [Row(workload, 1, 2.0, 1.0, 3.0, 1) for workload in some]
+
+    rows = list(by_halves(work, attempt, 1, source="emulator"))
+    assert [row.workload for row in rows] == work
+    assert [row.failure for row in rows] == ["", "", "", "too many registers", ""]
+    assert rows[3].source == "emulator"
+    assert tried == [5, 2, 3, 1, 2, 1, 1]
+    with pytest.raises(LoweringError):
+        list(by_halves(work, attempt, 1, fatal=(LoweringError,)))
+    assert list(by_halves([], attempt, 1)) == []
 
 
 def test_a_target_that_cannot_run_here_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from hwprune.profiling import profile
 from hwprune.remote.address import read_boards
 from hwprune.target import Target, load_target
 from tests.small_net import small_net
+from tests.test_measure import held
 from tests.test_predict_gpu import conv
 
 Open = Callable[[], Driver]
@@ -81,6 +82,22 @@ def test_kernels_are_timed_and_kept(fake: Open, h200: Target) -> None:
     with open_gpu(h200, fake) as gpu:
         again = measure_gpu(gpu, [*kernels(), conv(32, 32, 14)])
     assert (again.measured, again.reused) == (1, 3)
+
+
+def test_one_process_at_a_time_measures(
+    fake: Open, h200: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = Driver.start, list[bool]()
+    with open_gpu(h200, fake) as gpu:
+
+        def start(*given: object) -> object:
+            seen.append(held(gpu.table))
+            return real(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Driver, "start", start)
+        measure_gpu(gpu, kernels())
+        assert seen == [True] * 3
+        assert not held(gpu.table)
 
 
 def test_a_kernel_that_breaks_costs_only_itself(

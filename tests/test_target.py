@@ -5,9 +5,9 @@ import pytest
 from hwprune import target as target_module
 from hwprune.errors import TargetError
 from hwprune.host_cpu import CpuFacts, features, read_cpu, vector_unit
+from hwprune.host_target import host_attributes
 from hwprune.target import (
     check_runnable,
-    host_attributes,
     list_targets,
     load_file,
     load_target,

@@ -12,7 +12,6 @@ from hwprune.lower.fuse import Fused
 from hwprune.lower.spec import LAST, NHWC, NHWC_LAST, PACKED, TensorSpec, Workload
 
 LAYOUTS = {PACKED: NHWC, LAST: NHWC_LAST}
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def channels_last(fused: Fused, dtype: str) -> Fused:

@@ -8,8 +8,7 @@ finished batch is committed at once; a second run goes on where a killed one sto
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +16,14 @@ from hwprune.emulator.boards import board_of
 from hwprune.emulator.cycles import Phase, estimate, measure_phases
 from hwprune.emulator.program import Elf, build_elf
 from hwprune.emulator.toolchain import mcu_of
-from hwprune.errors import HwpruneError, ToolchainError
+from hwprune.errors import ToolchainError
 from hwprune.lower.mcu.emit import CKernel
 from hwprune.lower.mcu.rules import kernel_for
 from hwprune.lower.spec import Workload
 from hwprune.mcu_price.kernels import example
 from hwprune.mcu_price.program import program_text
 from hwprune.mcu_program import HALVES, kernels_header
-from hwprune.measure import Measured, failed_row
+from hwprune.measure import Measured, by_halves, fill
 from hwprune.table import LatencyTable, Row
 from hwprune.target import Target
 
@@ -44,24 +43,11 @@ def measure_kernels(
     A kernel that cannot be compiled or run is recorded as failed and reported, not raised. Raises
     ToolchainError for a missing compiler or emulator.
     """
-    started = time.perf_counter()
-    wanted = tuple(dict.fromkeys(workloads))
-    missing = table.missing(wanted, THREADS)
-    reused, failed = len(wanted) - len(missing), []
-    done = reused
-    for begin in range(0, len(missing), BATCH):
-        batch = missing[begin : begin + BATCH]
-        with table.measuring():
-            mine = table.missing(batch, THREADS)  # others may have measured some meanwhile
-            rows = _rows(mine, target)
-            table.put(rows)
-        reused += len(batch) - len(mine)
-        failed += [row.workload for row in rows if row.failure]
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(wanted))
-    seconds = time.perf_counter() - started
-    return Measured(reused, len(wanted) - reused, tuple(failed), seconds)
+
+    def run_batch(batch: Sequence[Workload]) -> Iterator[Row]:
+        return by_halves(batch, lambda some: _rows(some, target), THREADS, source=SOURCE)
+
+    return fill(table, workloads, THREADS, BATCH, run_batch, progress)
 
 
 def kernel_of(workload: Workload, target: Target) -> CKernel:
@@ -106,18 +92,9 @@ def _build(target: Target, folder: Path) -> Elf:
 
 
 def _rows(workloads: Sequence[Workload], target: Target) -> list[Row]:
-    """Rows of kernels that are one program; those of a failing batch by halves."""
-    if not workloads:
-        return []
-    try:
-        kernels = [kernel_of(workload, target) for workload in workloads]
-        phases = run_kernels(kernels, target)
-    except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
-        if len(workloads) == 1:
-            text = str(error).strip() or type(error).__name__
-            return [replace(failed_row(workloads[0], THREADS, text), source=SOURCE)]
-        half = len(workloads) // 2
-        return _rows(workloads[:half], target) + _rows(workloads[half:], target)
+    """Rows of kernels that are one program."""
+    kernels = [kernel_of(workload, target) for workload in workloads]
+    phases = run_kernels(kernels, target)
     return [
         _row(workload, kernel, phase, target)
         for workload, kernel, phase in zip(workloads, kernels, phases, strict=True)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hwprune.account import Facts, account, add_estimate, add_latency
+from hwprune.account import Facts, account
+from hwprune.account_latency import add_estimate, add_latency
 from hwprune.bench import interleaved
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build

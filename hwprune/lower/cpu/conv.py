@@ -21,8 +21,9 @@ from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.conv_plan import Plan
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
-from hwprune.lower.cpu.epilogue import Epilogue, Position, count_params, supported
+from hwprune.lower.cpu.epilogue import Epilogue, Position, count_params
 from hwprune.lower.cpu.fetch import Share
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PACKED, Kernel, Workload
 
 

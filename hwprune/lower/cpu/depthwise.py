@@ -13,8 +13,9 @@ import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
-from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
+from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels
 from hwprune.lower.cpu.geometry import Geometry
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PACKED, Kernel, Workload
 
 FEWEST = 4  # output columns in registers, however wide the kernel is

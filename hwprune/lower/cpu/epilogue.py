@@ -12,40 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.lower.cpu import emit
-from hwprune.lower.cpu.emit import Buffer, Expr, const, tirx
+from hwprune.lower.cpu.emit import Buffer, Expr, tirx
+from hwprune.lower.cpu.maths import MATHS
+from hwprune.lower.formulas import BINARY, UNARY, with_params
 from hwprune.lower.spec import PACKED, STEP_PARAMS, Step, TensorSpec, Workload
 from hwprune.target import FLOAT32
 
-UNARY: dict[str, Callable[..., Expr]] = {
-    "relu": lambda x: emit.relu(x),
-    "clamp": lambda x, low, high: emit.clamp(x, low, high),
-    "sigmoid": lambda x: emit.sigmoid(x),
-    "silu": lambda x: x * emit.sigmoid(x),
-    "hardsigmoid": lambda x: emit.clamp(x + const(3.0), 0.0, 6.0) * const(1 / 6),
-    "hardswish": lambda x: x * (emit.clamp(x + const(3.0), 0.0, 6.0) * const(1 / 6)),
-    "leaky_relu": lambda x, slope: tirx.Select(x > const(0.0), x, x * const(slope)),
-    "elu": lambda x, alpha: tirx.Select(
-        x > const(0.0), x, const(alpha) * (emit.exp(tirx.min(x, const(0.0))) - const(1.0))
-    ),
-    "tanh": lambda x: emit.tanh(x),
-    "gelu": lambda x: const(0.5) * x * (const(1.0) + emit.erf(x * const(0.7071067811865476))),
-    "gelu_tanh": lambda x: (
-        const(0.5)
-        * x
-        * (const(1.0) + emit.tanh(const(0.7978845608028654) * (x + const(0.044715) * x * x * x)))
-    ),
-}
-BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
-    "add": lambda x, other: x + other,
-    "sub": lambda x, other: x - other,
-    "mul": lambda x, other: x * other,
-}
 HEAVY = frozenset({"sigmoid", "silu", "elu", "tanh", "gelu", "gelu_tanh"})
-
-
-def supported(steps: Sequence[Step]) -> bool:
-    """Whether every step is known here."""
-    return all(s.op in UNARY or s.op in BINARY or s.op in STEP_PARAMS for s in steps)
 
 
 def count_params(steps: Sequence[Step]) -> int:
@@ -106,12 +79,7 @@ class Epilogue:
             else:
                 values = [self._param(param + i, channel) for i in range(STEP_PARAMS[step.op])]
                 param += len(values)
-                if step.op == "bias":
-                    value = value + values[0]
-                elif step.op == "affine":
-                    value = value * values[0] + values[1]
-                else:
-                    value = tirx.Select(value > const(0.0), value, value * values[0])
+                value = with_params(MATHS, step.op, value, values)
         return value
 
     def _param(self, index: int, channel: Expr) -> Expr:
@@ -130,10 +98,10 @@ class Epilogue:
 def _unary(step: Step, value: Expr) -> Expr:
     """An activation of a value; those made of exponentials in float32."""
     if step.op not in HEAVY:
-        return UNARY[step.op](value, *step.args)
+        return UNARY[step.op](MATHS, value, *step.args)
     dtype = emit.real()
     with emit.computing(FLOAT32):
-        return emit.cast(UNARY[step.op](emit.cast(value, FLOAT32), *step.args), dtype)
+        return emit.cast(UNARY[step.op](MATHS, emit.cast(value, FLOAT32), *step.args), dtype)
 
 
 def read_packed(buffer: Buffer, spec: TensorSpec, at: Position, lanes: int) -> Expr:

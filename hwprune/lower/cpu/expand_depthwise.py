@@ -15,10 +15,11 @@ import numpy as np
 
 from hwprune.lower.cpu import conv_plan, depthwise, emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
-from hwprune.lower.cpu.epilogue import Epilogue, Position, supported
+from hwprune.lower.cpu.epilogue import Epilogue, Position
 from hwprune.lower.cpu.geometry import Geometry
 from hwprune.lower.cpu.product import holds_rows, product
 from hwprune.lower.expansion import EXPAND_DEPTHWISE, parts
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import Kernel, Workload
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from hwprune.lower.cpu import emit, tiles
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, loop, unroll
-from hwprune.lower.cpu.epilogue import Epilogue, pack_channels, supported
+from hwprune.lower.cpu.epilogue import Epilogue, pack_channels
 from hwprune.lower.cpu.fetch import Share
 from hwprune.lower.cpu.product import FEW, holds_rows, product, row_tile
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PLAIN, Kernel, Workload
 
 

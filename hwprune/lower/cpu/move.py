@@ -10,14 +10,8 @@ import numpy as np
 
 from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, loop, tirx
-from hwprune.lower.cpu.epilogue import (
-    BINARY,
-    Epilogue,
-    Position,
-    pack_channels,
-    read_packed,
-    supported,
-)
+from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, read_packed
+from hwprune.lower.formulas import BINARY, supported
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, TensorSpec, Workload
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx
-from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
+from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Workload
 from hwprune.target import FLOAT16, FLOAT32
 

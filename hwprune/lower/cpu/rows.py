@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hwprune.lower.cpu import emit
 from hwprune.lower.cpu.emit import Buffer, Expr, T, const, loop
+from hwprune.lower.cpu.maths import exp
 
 Function = Callable[[Expr], Expr]
 Action = Callable[[Expr], None]
@@ -41,7 +42,7 @@ def each(size: int, lanes: int, body: Callable[[Expr], None]) -> None:
 
 def power(x: Expr) -> Expr:
     """e**x for a softmax: nothing, rather than numbers too small for fast arithmetic."""
-    return emit.tirx.Select(x > const(FAINTEST), emit.exp(x), const(0.0))
+    return emit.tirx.Select(x > const(FAINTEST), exp(x), const(0.0))
 
 
 def local(value: Expr) -> Buffer:

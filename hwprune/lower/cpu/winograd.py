@@ -17,7 +17,7 @@ import numpy as np
 from hwprune.lower.cpu import emit, tiles, winograd_choice
 from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, tirx, unroll
-from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels, supported
+from hwprune.lower.cpu.epilogue import Epilogue, Position, pack_channels
 from hwprune.lower.cpu.geometry import Geometry
 from hwprune.lower.cpu.winograd_choice import STEP, choose, product_tile
 from hwprune.lower.cpu.winograd_transform import (
@@ -25,6 +25,7 @@ from hwprune.lower.cpu.winograd_transform import (
     output_transform,
     transform_weights,
 )
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PACKED, Kernel, Workload
 from hwprune.target import FLOAT32
 

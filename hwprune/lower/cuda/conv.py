@@ -11,8 +11,9 @@ import numpy as np
 from hwprune.lower.cuda import emit, gemm, tiles
 from hwprune.lower.cuda.context import Context
 from hwprune.lower.cuda.emit import Expr, Function
-from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels, supported
+from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels
 from hwprune.lower.cuda.rows import Matrix, Window, Windows
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import NHWC, PIXEL, Kernel, Workload, numpy_type
 
 

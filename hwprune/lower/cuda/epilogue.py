@@ -13,58 +13,15 @@ from math import prod
 import numpy as np
 
 from hwprune.lower.cuda.emit import Expr, Memory, const, row_length, tirx
-from hwprune.lower.spec import (
-    NHWC,
-    NHWC_LAST,
-    PIXEL,
-    STEP_PARAMS,
-    Step,
-    TensorSpec,
-    Workload,
-)
+from hwprune.lower.formulas import BINARY, UNARY, Maths, with_params
+from hwprune.lower.spec import NHWC, PIXEL, STEP_PARAMS, Step, TensorSpec, Workload
 
 
 def _clamp(x: Expr, low: float, high: float) -> Expr:
     return tirx.min(tirx.max(x, const(low)), const(high))
 
 
-def _sigmoid(x: Expr) -> Expr:
-    return const(1.0) / (const(1.0) + tirx.exp(const(0.0) - x))
-
-
-def _tanh(x: Expr) -> Expr:
-    return const(2.0) * _sigmoid(const(2.0) * x) - const(1.0)
-
-
-UNARY: dict[str, Callable[..., Expr]] = {
-    "relu": lambda x: tirx.max(x, const(0.0)),
-    "clamp": _clamp,
-    "sigmoid": _sigmoid,
-    "silu": lambda x: x * _sigmoid(x),
-    "hardsigmoid": lambda x: _clamp(x + const(3.0), 0.0, 6.0) * const(1 / 6),
-    "hardswish": lambda x: x * (_clamp(x + const(3.0), 0.0, 6.0) * const(1 / 6)),
-    "leaky_relu": lambda x, slope: tirx.Select(x > const(0.0), x, x * const(slope)),
-    "elu": lambda x, alpha: tirx.Select(
-        x > const(0.0), x, const(alpha) * (tirx.exp(tirx.min(x, const(0.0))) - const(1.0))
-    ),
-    "tanh": _tanh,
-    "gelu": lambda x: const(0.5) * x * (const(1.0) + tirx.erf(x * const(0.7071067811865476))),
-    "gelu_tanh": lambda x: (
-        const(0.5)
-        * x
-        * (const(1.0) + _tanh(const(0.7978845608028654) * (x + const(0.044715) * x * x * x)))
-    ),
-}
-BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
-    "add": lambda x, other: x + other,
-    "sub": lambda x, other: x - other,
-    "mul": lambda x, other: x * other,
-}
-
-
-def supported(steps: Sequence[Step]) -> bool:
-    """Whether every step is known here."""
-    return all(s.op in UNARY or s.op in BINARY or s.op in STEP_PARAMS for s in steps)
+MATHS = Maths(const, tirx.exp, tirx.erf, _clamp)
 
 
 def channel_params(workload: Workload, first: int) -> list[tuple[tuple[int, ...], str]]:
@@ -174,16 +131,9 @@ class Epilogue:
 def _run(steps: Sequence[tuple[Step, Callable[..., Expr] | None, list]], x: Expr, e: Expr) -> Expr:
     for step, read, values in steps:
         if step.op in UNARY:
-            x = UNARY[step.op](x, *step.args)
+            x = UNARY[step.op](MATHS, x, *step.args)
         elif read is not None:
             x = BINARY[step.op](x, read(e))
-        elif step.op == "bias":
-            x = x + values[0](e)
-        elif step.op == "affine":
-            x = x * values[0](e) + values[1](e)
         else:
-            x = tirx.Select(x > const(0.0), x, x * values[0](e))
+            x = with_params(MATHS, step.op, x, [value(e) for value in values])
     return x
-
-
-__all__ = ["NHWC_LAST", "Epilogue", "channel_params", "flat_index", "pack_channels", "supported"]

@@ -10,8 +10,9 @@ from hwprune.lower.cuda import emit, gemm, tiles
 from hwprune.lower.cuda.context import Context
 from hwprune.lower.cuda.conv import arithmetic
 from hwprune.lower.cuda.emit import Expr, Function
-from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels, supported
+from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels
 from hwprune.lower.cuda.rows import Matrix
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import NHWC, NHWC_LAST, PIXEL, PLAIN, Kernel, Workload, numpy_type
 
 

@@ -11,14 +11,8 @@ from hwprune.lower.cuda import emit
 from hwprune.lower.cuda.context import Context
 from hwprune.lower.cuda.each import each_vector, natural_vector
 from hwprune.lower.cuda.emit import Expr, Function, const, tirx
-from hwprune.lower.cuda.epilogue import (
-    BINARY,
-    Epilogue,
-    channel_params,
-    flat_index,
-    pack_channels,
-    supported,
-)
+from hwprune.lower.cuda.epilogue import Epilogue, channel_params, flat_index, pack_channels
+from hwprune.lower.formulas import BINARY, supported
 from hwprune.lower.spec import NHWC, Kernel, TensorSpec, Workload
 
 MOVES = ("layout", "slice", "roll", "shuffle", "concat")

@@ -9,7 +9,8 @@ import numpy as np
 from hwprune.lower.cuda import emit
 from hwprune.lower.cuda.context import Context
 from hwprune.lower.cuda.emit import Expr, Function, T, const, tirx
-from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels, supported
+from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels
+from hwprune.lower.formulas import supported
 from hwprune.lower.spec import NHWC_LAST, PLAIN, Kernel, Workload
 
 WARP, WARPS = 32, 4
