@@ -57,8 +57,13 @@ _FORMS = ("attention", "grouped", "group_norm", "branches")
 
 @dataclass(frozen=True)
 class McuResult:
-    """A network in C, what the emulator counted, what the core's model makes of it."""
+    """A network in C, what the emulator counted, what the core's model makes of it.
 
+    `program` is the float network that the integers stand for, pruned and recovered: what to train
+    further.
+    """
+
+    program: Program
     quantized: Quantized
     model: CModel
     vectors: Vectors
@@ -121,8 +126,9 @@ def compile_mcu(
     report["seconds"] = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
     _write(network, chosen, report, out)
     return McuResult(
-        network.quantized, network.model, network.vectors, network.run, network.estimate, report
-    )
+        network.program, network.quantized, network.model, network.vectors, network.run,
+        network.estimate, report,
+    )  # fmt: skip
 
 
 def _read_budgets(asked: Mapping[str, Any]) -> dict[str, Budget]:
