@@ -46,7 +46,7 @@ def on_board(
     target = load_target(core)
     model = lower_to_c(quantized.graph, target)
     few = make_vectors(model, quantized.integers(test.images[:TEST_VECTORS]))
-    counted, estimate = emulate(model, target, few)
+    once = emulate(model, target, few)
     exact = right = 0
     for begin in range(0, len(test.labels), AT_ONCE):
         part = slice(begin, begin + AT_ONCE)
@@ -62,7 +62,7 @@ def on_board(
         images=len(test.labels),
         exact=exact,
         accuracy=round(100.0 * right / len(test.labels), 2),
-        instructions=counted.instructions,
-        latency_ms=round(estimate.latency_ms, 4),
-        latency_source=f"model: {estimate.how}",
+        instructions=once.run.instructions,
+        latency_ms=round(once.estimate.latency_ms, 4),
+        latency_source=f"model: {once.estimate.how}",
     )

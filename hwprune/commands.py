@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
-from hwprune.mcu_commands import INT8_ONLY, MCU_ONLY, compile_for_mcu, is_mcu, refuse_memory
-from hwprune.mcu_float_commands import compile_float_for_mcu, is_float
+from hwprune.mcu_commands import compile_for_mcu, is_float, is_mcu, refuse_memory
 from hwprune.options import (
     Aggregate,
     Args,
@@ -140,13 +139,10 @@ def compile_command(
             **units(attention, grouped, group_norm, branches),
         }  # fmt: skip
         read = read_inputs(model, arg, input_, calibrate, mean, std)
-        if floats:
-            refuse_memory(memory, INT8_ONLY)
-            compile_float_for_mcu(read, asked, pruning, out, seed, model_name(model), as_json)
-            return
-        compile_for_mcu(read, asked | memory, pruning, out, seed, model_name(model), as_json)
+        name = model_name(model)
+        compile_for_mcu(read, asked | memory, pruning, out, seed, name, as_json, floats)
         return
-    refuse_memory(memory, MCU_ONLY)
+    refuse_memory(memory)
     budgets = (latency, macs, params, threshold, plan)
     if is_gpu(target) and all(budget is None for budget in budgets):
         lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)

@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hwprune.errors import BudgetError
+from hwprune.errors import BudgetError, HwpruneError
 from hwprune.shown import print_json, shown_progress
+from hwprune.target import FLOAT32
+
+_KINDS = ("int8", FLOAT32)
 
 
 def is_mcu(target: str) -> bool:
@@ -20,19 +23,29 @@ def is_mcu(target: str) -> bool:
     return load_target(target).kind == "mcu"
 
 
-MCU_ONLY = (
-    "only microcontrollers have such a budget",
-    "choose a target of kind mcu; hwprune targets lists them",
-)
-INT8_ONLY = "only int8 networks have such a budget", "leave --dtype out"
+def is_float(dtype: str | None, target: str) -> bool:
+    """Whether float32 C for a microcontroller is asked for.
+
+    Raises HwpruneError for a type that no microcontroller's kernels have.
+    """
+    if dtype is None or not is_mcu(target):
+        return False
+    if dtype not in _KINDS:
+        raise HwpruneError(
+            f"target {target!r} has no kernels in {dtype}", where="dtype", hint=" or ".join(_KINDS)
+        )
+    return dtype == FLOAT32
 
 
-def refuse_memory(asked: Mapping[str, str | None], why: tuple[str, str]) -> None:
-    """Raise BudgetError for budgets of memory: the reason, and what to do."""
-    message, hint = why
+def refuse_memory(asked: Mapping[str, str | None]) -> None:
+    """Raise BudgetError for budgets of memory where the target is no microcontroller."""
     for name, value in asked.items():
         if value is not None:
-            raise BudgetError(message, where=name, hint=hint)
+            raise BudgetError(
+                "only microcontrollers have such a budget",
+                where=name,
+                hint="choose a target of kind mcu; hwprune targets lists them",
+            )
 
 
 def compile_for_mcu(
@@ -43,9 +56,14 @@ def compile_for_mcu(
     seed: int,
     name: str,
     as_json: bool,
+    floats: bool,
 ) -> None:
-    """Compile, write the folder, say what it needs. `given`: model, inputs, calibration images."""
+    """Compile to int8 or, with `floats`, to float32, write the folder, say what it needs.
+
+    `given`: model, inputs, calibration images.
+    """
     from hwprune.mcu_build import compile_mcu
+    from hwprune.mcu_float import compile_mcu_float
     from hwprune.mcu_price.profile import check_single
 
     check_single(asked.get("threads", 1), asked.get("boards"))
@@ -53,7 +71,7 @@ def compile_for_mcu(
     budgets = {k: v for k, v in asked.items() if k not in none_of_it}
     model, inputs, images = given
     with shown_progress(as_json) as progress:
-        result = compile_mcu(
+        result = (compile_mcu_float if floats else compile_mcu)(
             model, inputs, out=out, target=asked["target"], calibrate=images, budgets=budgets,
             pruning=pruning, seed=seed, progress=progress, name=name,
         )  # fmt: skip
@@ -67,8 +85,10 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
     console = Console()
     if "pruned" in report:
         _show_both(report, console)
+    floats = report.get("dtype") == FLOAT32
     console.print(
-        f"{report['model']} on {report['target']}: {report['instructions']:,} instructions "
+        f"{report['model']} on {report['target']}{', float32' * floats}: "
+        f"{report['instructions']:,} instructions "
         f"({report['instructions_per_mac']:.2f} a multiply-accumulate; emulator), "
         f"{report['latency_ms']:.2f} ms (model)"
     )
@@ -78,8 +98,12 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
         f"flash {report['flash_bytes']:,} bytes with the test program"
     )
     console.print(
-        f"{report['test_vectors']} test vectors equal the integer reference bit for bit; "
-        f"calibrated on {report['calibration']}"
+        f"{report['test_vectors']} test vectors "
+        + (
+            f"are within {report['tolerance']} of PyTorch"
+            if floats
+            else f"equal the integer reference bit for bit; calibrated on {report['calibration']}"
+        )
     )
     console.print(f"Artifact in {out}: make -C {out} run")
 
