@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
-from hwprune.mcu_commands import compile_for_mcu, is_float, is_mcu, refuse_memory
+from hwprune.mcu_commands import compile_for_mcu, is_mcu, mcu_kind, refuse_memory
 from hwprune.options import (
     Aggregate,
     Args,
@@ -20,6 +20,7 @@ from hwprune.options import (
     Devices,
     Dtype,
     Flash,
+    FloatFallback,
     FromSearch,
     Grouped,
     GroupNorm,
@@ -104,6 +105,7 @@ def compile_command(
     timeout: KernelTimeout = None,
     devices: Devices = None,
     dtype: Dtype = None,
+    float_fallback: FloatFallback = False,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -120,7 +122,7 @@ def compile_command(
     from hwprune.request import read_request
 
     check_writable(out)
-    floats = is_float(dtype, target)
+    kind = mcu_kind(dtype, target, float_fallback)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
         "plan": plan, "threshold": threshold,
@@ -140,7 +142,7 @@ def compile_command(
         }  # fmt: skip
         read = read_inputs(model, arg, input_, calibrate, mean, std)
         name = model_name(model)
-        compile_for_mcu(read, asked | memory, pruning, out, seed, name, as_json, floats)
+        compile_for_mcu(read, asked | memory, pruning, out, seed, name, as_json, kind)
         return
     refuse_memory(memory)
     budgets = (latency, macs, params, threshold, plan)

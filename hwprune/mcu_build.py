@@ -27,6 +27,7 @@ from hwprune.lower.mcu.model import CModel
 from hwprune.mcu_folder import describe, write_folder
 from hwprune.mcu_price.account import compare
 from hwprune.mcu_price.bounds import check_device
+from hwprune.mcu_price.fallbacks import facts
 from hwprune.mcu_price.network import (
     Network,
     build_network,
@@ -116,7 +117,13 @@ def compile_mcu(
         with clock.stage("build"):
             network = build_network(program, chosen, given, config)
         check_device(network, chosen)
-    report = {**describe(network, chosen, said), "bit_exact": network.run.bit_exact, **more}
+    report = {
+        **describe(network, chosen, said),
+        "bit_exact": network.bit_exact,
+        "float_operators": facts(network.model.graph),
+        "output_steps": network.vectors.steps,
+        **more,
+    }
     report["seconds"] = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
     write_folder(network, chosen, report, out)
     return McuResult(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,32 @@ def is_mcu(target: str) -> bool:
     return load_target(target).kind == "mcu"
 
 
-def is_float(dtype: str | None, target: str) -> bool:
-    """Whether float32 C for a microcontroller is asked for.
+@dataclass(frozen=True)
+class Kind:
+    """What kernels compute in: float32 or int8, and that with operators in float32 if need be."""
 
-    Raises HwpruneError for a type that no microcontroller's kernels have.
+    floats: bool = False
+    float_fallback: bool = False
+
+
+def mcu_kind(dtype: str | None, target: str, float_fallback: bool) -> Kind:
+    """What is asked of a microcontroller's kernels.
+
+    Raises HwpruneError for a type that they do not have, and for a fallback from anything but int8.
     """
-    if dtype is None or not is_mcu(target):
-        return False
-    if dtype not in _KINDS:
+    mcu = is_mcu(target)
+    floats = mcu and dtype == FLOAT32
+    if mcu and dtype is not None and dtype not in _KINDS:
         raise HwpruneError(
             f"target {target!r} has no kernels in {dtype}", where="dtype", hint=" or ".join(_KINDS)
         )
-    return dtype == FLOAT32
+    if float_fallback and (floats or not mcu):
+        raise HwpruneError(
+            "only int8 networks for microcontrollers have a fallback",
+            where="float-fallback",
+            hint="leave it out",
+        )
+    return Kind(floats, float_fallback)
 
 
 def refuse_memory(asked: Mapping[str, str | None]) -> None:
@@ -56,22 +72,25 @@ def compile_for_mcu(
     seed: int,
     name: str,
     as_json: bool,
-    floats: bool,
+    kind: Kind,
 ) -> None:
-    """Compile to int8 or, with `floats`, to float32, write the folder, say what it needs.
+    """Compile, write the folder, say what it needs.
 
     `given`: model, inputs, calibration images.
     """
     from hwprune.mcu_build import compile_mcu
     from hwprune.mcu_float import compile_mcu_float
     from hwprune.mcu_price.profile import check_single
+    from hwprune.quantize.config import QuantConfig
 
     check_single(asked.get("threads", 1), asked.get("boards"))
     none_of_it = ("target", "threads", "boards", "dtype")
     budgets = {k: v for k, v in asked.items() if k not in none_of_it}
     model, inputs, images = given
+    config = QuantConfig(float_fallback=kind.float_fallback)
+    compiled: Any = compile_mcu_float if kind.floats else partial(compile_mcu, config=config)
     with shown_progress(as_json) as progress:
-        result = (compile_mcu_float if floats else compile_mcu)(
+        result = compiled(
             model, inputs, out=out, target=asked["target"], calibrate=images, budgets=budgets,
             pruning=pruning, seed=seed, progress=progress, name=name,
         )  # fmt: skip
@@ -97,15 +116,24 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
         f"{report['arena_lower_bound_bytes']:,}; peak {report['arena_peak']}), "
         f"flash {report['flash_bytes']:,} bytes with the test program"
     )
-    console.print(
-        f"{report['test_vectors']} test vectors "
-        + (
-            f"are within {report['tolerance']} of PyTorch"
-            if floats
-            else f"equal the integer reference bit for bit; calibrated on {report['calibration']}"
-        )
-    )
+    console.print(f"{report['test_vectors']} test vectors {_checked(report)}")
     console.print(f"Artifact in {out}: make -C {out} run")
+
+
+def _checked(report: Mapping[str, Any]) -> str:
+    """What the test vectors of the emulated board were compared with, and how."""
+    if report.get("dtype") == FLOAT32:
+        return f"are within {report['tolerance']} of PyTorch"
+    calibrated = f"calibrated on {report['calibration']}"
+    alone = report["float_operators"]
+    if not alone:
+        return f"equal the integer reference bit for bit; {calibrated}"
+    names = "\n".join(f"  {f['operator']}, {f['where']}" for f in alone)
+    return (
+        f"are within {report['output_steps']} steps of the reference; {calibrated}\n"
+        f"in float32, each within {alone[0]['tolerance']} of PyTorch, all others bit for bit:\n"
+        f"{names}"
+    )
 
 
 def _show_both(report: Mapping[str, Any], console: Console) -> None:

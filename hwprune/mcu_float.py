@@ -28,14 +28,13 @@ from hwprune.mcu_price.bounds import check_device
 from hwprune.mcu_price.measure import roomy
 from hwprune.mcu_price.network import TEST_VECTORS, emulate, emulated_target
 from hwprune.mcu_program import Run
-from hwprune.mcu_vectors import Vectors
+from hwprune.mcu_vectors import TOLERANCE, Vectors
 from hwprune.pipeline import prune
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.quantize.quantizer import fold_for_integers
 from hwprune.recover.sweep import as_batches
 from hwprune.target import FLOAT32
 
-TOLERANCE = 1e-5  # of the largest number of an output
 _BUDGETS = ("macs", "params", "threshold", "plan")
 
 

@@ -204,7 +204,7 @@ def test_what_has_no_kernel_is_named_or_runs_in_float():
     wanted = r"test_quantize\.py:\d+.*: no int8 kernel for aten\.cumsum \(nor for aten\.chunk\)"
     with pytest.raises(LoweringError, match=wanted) as caught:
         quantize_program(program, images)
-    assert "float fallback" in str(caught.value)
+    assert "--float-fallback" in str(caught.value)
     quantized = quantize_program(program, images, QuantConfig(float_fallback=True))
     kinds = [operator.kind for operator in quantized.graph.operators]
     assert kinds.count("float") == 2

@@ -268,6 +268,11 @@ class Float(Operator):
     params: tuple[np.ndarray, ...]
     kind: ClassVar[str] = "float"
 
+    @property
+    def operator(self) -> str:
+        """The ATen operator, "aten.layer_norm"."""
+        return str(self.workload.attr("target")).rpartition(".")[0]
+
 
 @dataclass(frozen=True, eq=False)
 class IntegerGraph:

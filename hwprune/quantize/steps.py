@@ -99,7 +99,7 @@ def _no_kernel(missing: list[QuantStep], dtype: str) -> LoweringError:
     return LoweringError(
         f"no {dtype} kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
         where=place(first.node),
-        hint="ask for the float fallback to run it in float32, or compile for float32"
+        hint="--float-fallback, QuantConfig(float_fallback=True), runs it in float32"
         if dtype == "int8"
         else "take it out of the network",
     )
