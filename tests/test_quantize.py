@@ -148,12 +148,24 @@ def test_only_float32_networks():
         quantize_program(program, images)
 
 
-def test_arithmetic_by_feature_is_named():
+def test_arithmetic_by_feature_is_named_or_runs_in_float():
     images = batch((4,))
     program = capture(nn.BatchNorm1d(4).eval(), (images[:1],))
     program.module.get_buffer("running_mean").copy_(torch.arange(4.0))
     with pytest.raises(LoweringError, match="arithmetic with a constant for each feature"):
-        quantize_program(program, images, QuantConfig(float_fallback=True))
+        quantize_program(program, images)
+    quantized = quantize_program(program, images, QuantConfig(float_fallback=True))
+    assert [op.kind for op in quantized.graph.operators] == ["dequantize", "float", "quantize"]
+    assert snr_db(outputs(program.module, images)[0], quantized(images)[0]) > 35
+
+
+def test_arithmetic_with_one_number_is_a_table():
+    images = batch((4,))
+    program = capture(nn.BatchNorm1d(4).eval(), (images[:1],))
+    program.module.get_buffer("running_mean").fill_(-3.0)
+    quantized = quantize_program(program, images)
+    assert [op.kind for op in quantized.graph.operators] == ["lookup"]
+    assert snr_db(outputs(program.module, images)[0], quantized(images)[0]) > 35
 
 
 def toy() -> tuple[Quantized, nn.Module, list[tuple[Tensor]]]:

@@ -22,7 +22,7 @@ from hwprune.quantize.arithmetic import quantize_multiplier, softmax_constants
 from hwprune.quantize.graph import FLOAT32, INT8_MAX, INT8_MIN, IntegerTensor
 
 _SEED = 0
-_ATEN = "aten"  # of operators that run in float32 (lower/aten.py)
+_FLOATS = ("aten", "elementwise")  # of operators that run in float32 (lower/aten.py)
 _LEFT_SHIFT = 20
 _SHIFT = -7  # of the made-up layers: to the right, as usual
 _SCALE, _ZERO_POINT = 0.05, 3
@@ -76,7 +76,7 @@ def workload_of(
 
 def example(workload: Workload) -> Example:
     """An operator of this workload. Raises LoweringError where there is none of its kind."""
-    if workload.op == _ATEN:
+    if workload.op in _FLOATS:
         return _float_example(workload)
     kind = _KINDS.get(workload.op)
     if kind is None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 INT8_MIN, INT8_MAX = -128, 127
 INT8, INT32, FLOAT32 = "int8", "int32", "float32"
 
+BY_FEATURE = "arithmetic with a constant for each feature"
+
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -270,8 +272,9 @@ class Float(Operator):
 
     @property
     def operator(self) -> str:
-        """The ATen operator, "aten.layer_norm"."""
-        return str(self.workload.attr("target")).rpartition(".")[0]
+        """The ATen operator, "aten.layer_norm", or BY_FEATURE."""
+        target = dict(self.workload.attrs).get("target")
+        return BY_FEATURE if target is None else str(target).rpartition(".")[0]
 
 
 @dataclass(frozen=True, eq=False)

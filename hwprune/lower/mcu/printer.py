@@ -32,6 +32,7 @@ def print_kernel(kernel: CKernel, name: str) -> str:
     start = source.rindex(f"void {_NAME}(")
     body = source[source.index("{", start) :]
     body = re.sub(r"\n  return 0;\n\}", "\n}", body.rstrip())
+    body = re.sub(r"\binff\b", "INFINITY", body)  # TVM's name for it is nobody's
     arguments = ",\n    ".join(_argument(kernel, a) for a in kernel.arguments)
     return f"HWPRUNE_KERNEL void {name}(\n    {arguments}) {body}\n"
 
