@@ -96,8 +96,8 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 24, 1)
-        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 5)
+        self.first, self.second = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
         self.example_input_shape = (1, 2, 10, 10)
 
     def forward(self, x: Tensor) -> Tensor:
