@@ -19,6 +19,7 @@ from hwprune.errors import LoweringError
 from hwprune.lower.mcu.fallback import RULE
 from hwprune.lower.mcu.model import lower_to_c
 from hwprune.mcu_build import compile_mcu
+from hwprune.mcu_float import compile_mcu_float
 from hwprune.mcu_price.fallbacks import cut, cut_vectors, facts, fallbacks, steps_apart
 from hwprune.mcu_price.network import check_fallbacks, emulate
 from hwprune.mcu_program import make_vectors
@@ -88,6 +89,18 @@ def test_every_operator_is_pytorch_s(core: str, every: tuple[Quantized, list[np.
     steps = steps_apart(graph, inputs)
     assert 1 <= steps <= 3
     assert emulate(model, target, replace(vectors, steps=steps)).run.matching == 2
+
+
+@pytest.mark.slow
+def test_networks_in_float32_run_them_too(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    done = compile_mcu_float(
+        Every().eval(), (images[:1],), out=tmp_path / "out", calibrate=images, name="every"
+    )
+    rules = [call.rule for call in done.model.calls]
+    assert rules.count(RULE) >= len(NAMES) - 2
+    assert "mcu.float.conv" in rules
+    assert done.run.matching == done.run.count == 4
 
 
 class Normed(nn.Module):

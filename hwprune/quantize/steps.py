@@ -60,12 +60,10 @@ class QuantStep:
     bounds: Bounds = UNBOUNDED
 
 
-def find_steps(
-    program: Program, float_fallback: bool = False, dtype: str = "int8"
-) -> tuple[QuantStep, ...]:
+def find_steps(program: Program, float_fallback: bool = False) -> tuple[QuantStep, ...]:
     """The steps of a folded program whose example has a batch of one.
 
-    Raises LoweringError for operators without a kernel of the type, named with their place; with
+    Raises LoweringError for operators without an int8 kernel, named with their place; with
     `float_fallback` they become steps of the kind "float".
     """
     found: dict[fx.Node, QuantStep] = {}
@@ -76,7 +74,7 @@ def find_steps(
     steps = _needed(program.module.graph, found)
     missing = [s for s in steps if s.kind == "float"]
     if missing and not float_fallback:
-        raise _no_kernel(missing, dtype)
+        raise _no_kernel(missing)
     return steps
 
 
@@ -87,19 +85,17 @@ def check_float(step: QuantStep) -> None:
         raise LoweringError(
             f"{step.node.target} works on other values than float32 tensors",
             where=place(step.node),
-            hint="it cannot be part of an int8 network, not as float32 either",
+            hint="no kernel works on those: take it out of the network",
         )
 
 
-def _no_kernel(missing: list[QuantStep], dtype: str) -> LoweringError:
+def _no_kernel(missing: list[QuantStep]) -> LoweringError:
     names = [_operator(s.node) for s in missing]
     first, more = missing[0], sorted(set(names) - {names[0]})
     return LoweringError(
-        f"no {dtype} kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
+        f"no int8 kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
         where=place(first.node),
-        hint="--float-fallback, QuantConfig(float_fallback=True), runs it in float32"
-        if dtype == "int8"
-        else "take it out of the network",
+        hint="compile --float-fallback (QuantConfig(float_fallback=True)) runs it in float32",
     )
 
 
