@@ -1,43 +1,39 @@
-"""What int8 costs in accuracy: trained, pruned by MACs, quantized, run as integers.
+"""What int8 costs in accuracy: trained, pruned to half the latency, quantized, run as integers.
 
     python -m benchmarks.mcu_accuracy [--quick] [--out FILE] [--cache DIR] [--model NAME] [--seed N]
         [--emulate N]
 
-Accuracies of int8 networks are those of the integer reference, which computes bit for bit what a
-microcontroller does; N of the test images also run on an emulated Cortex-M4. Everything slow is
-kept under --cache and resumed from there.
+Half the latency is that of an emulated Cortex-M4 by a model of the core (`hwprune compile
+--target cortex-m4 --latency 50%`). Accuracies of int8 networks are those of the integer reference,
+which computes bit for bit what a microcontroller does; N of the test images also run on the
+emulated board. Everything slow is kept under --cache and resumed from there.
 """
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-import hwprune
 from benchmarks import common
 from benchmarks.common import console
 from benchmarks.fashion_mnist import save_module, train
-from benchmarks.mcu_images import OnBoard, on_board
+from benchmarks.mcu_accuracy_row import CORE, METHODS, Row, Subject, rows_of
 from examples import fashion_mnist, models, tiny
 from examples.fashion_mnist import Batches, Split
 from hwprune.capture import capture
-from hwprune.quantize.config import QuantConfig
-from hwprune.quantize.quantizer import Quantized, quantize_program
-from hwprune.quantize.tune import tune
-from hwprune.recover import TrainConfig, training_bar
+from hwprune.mcu_build import compile_mcu
+from hwprune.recover import TrainConfig
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "mcu_accuracy"
+DENSE, HALF = "dense", "half-latency"
 CALIBRATION = 256  # training images
-EVALUATION = 250  # images per call of the integer reference
 
 
 @dataclass(frozen=True)
@@ -60,35 +56,6 @@ FULL = (
 QUICK = (Setting("quick_ds_cnn", tiny.fashion_ds_cnn, 1, 7_680, 1_280, 640, 250),)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A network before or after pruning; accuracies in per cent of the test images.
-
-    `int8_accuracy` by the method of calibration; `tuned_accuracy` after quantization-aware
-    fine-tuning; `agreement` of int8 (mse) with float, in per cent of the images.
-    """
-
-    model: str
-    variant: str
-    macs: int
-    params: int
-    float_accuracy: float
-    int8_accuracy: dict[str, float]
-    tuned_accuracy: float | None
-    agreement: float
-    lost: float
-    test_images: int
-    on_board: OnBoard | None = None
-
-
-METHODS = {
-    "minmax": QuantConfig("minmax"),
-    "percentile": QuantConfig("percentile"),
-    "mse": QuantConfig("mse"),
-    "mse, equalised and corrected": QuantConfig("mse", equalise=True, correct_bias=True),
-}
-
-
 def train_dense(setting: Setting, data: Split, cache: Path, seed: int) -> nn.Module:
     """The dense network, trained or read."""
     dense: Any = setting.factory(seed)
@@ -101,113 +68,31 @@ def train_dense(setting: Setting, data: Split, cache: Path, seed: int) -> nn.Mod
     return dense
 
 
+def half_latency(dense: nn.Module, images: torch.Tensor, seed: int) -> nn.Module:
+    """Half the latency on the core, reconstructed on unlabelled images (N, ...)."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = compile_mcu(
+            dense, (images[:1],), out=Path(folder) / "out", target=CORE, calibrate=images,
+            budgets={"latency": "50%"}, seed=seed,
+        )  # fmt: skip
+    return made.program.module
+
+
 def prune_half(
     setting: Setting, dense: nn.Module, data: Split, cache: Path, seed: int
 ) -> nn.Module:
-    """Half the multiply-accumulates, reconstructed, then one epoch with the dense teacher."""
-    file = cache / f"{setting.name}-seed{seed}-pruned-{setting.epochs}.pt2"
+    """Half the latency, reconstructed, then one epoch with the dense teacher."""
+    file = cache / f"{setting.name}-seed{seed}-half-latency-{setting.epochs}.pt2"
     if not file.exists():
-        with console.status(f"{setting.name}: prune to 50 % of the MACs"):
-            result = hwprune.prune(
-                dense,
-                (data.images[:1],),
-                macs="50%",
-                seed=seed,
-                calibrate=data.images[:CALIBRATION],
-            )
-        save_module(result.module, data.images[:2].clone(), file)
+        with console.status(f"{setting.name}: prune to 50 % of the latency"):
+            module = half_latency(dense, data.images[:CALIBRATION], seed)
+        save_module(module, data.images[:2].clone(), file)
     pruned = capture(file).module
     config = TrainConfig(epochs=1, lr=0.03, distill=0.7, seed=seed + 1)
     batches = Batches(data.take(setting.recover_images), 128, seed=seed + 1)
     title, checkpoint = f"{setting.name}: recover", file.with_suffix(".pt")
     train(pruned, batches, config, checkpoint, title, teacher=dense)
     return pruned
-
-
-Batch = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to quantize and test: `output` says which of its outputs are the classes."""
-
-    name: str
-    variant: str
-    module: nn.Module
-    teacher: nn.Module
-    calibration: torch.Tensor
-    test: Split
-    batches: Callable[[int], Iterable[Batch]]  # of an epoch of fine-tuning
-    steps: int
-    output: int = 0
-
-
-def tuned(subject: Subject, quantized: Quantized, checkpoint: Path) -> Quantized:
-    """After a short quantization-aware fine-tuning."""
-    config = TrainConfig(epochs=1, lr=0.003, weight_decay=0.0, distill=0.7)
-    with training_bar(f"{subject.name}: tune", 1, subject.steps, console) as report:
-        return tune(
-            quantized, subject.batches, subject.steps, config, teacher=subject.teacher,
-            checkpoint=checkpoint, progress=report,
-        )[0]  # fmt: skip
-
-
-def float_classes(subject: Subject) -> np.ndarray:
-    with torch.no_grad():
-        parts = [
-            tree_leaves(subject.module(images))[subject.output].argmax(1)
-            for images in subject.test.images.split(EVALUATION)
-        ]
-    return torch.cat(parts).numpy()
-
-
-def int8_classes(subject: Subject, quantized: Quantized) -> np.ndarray:
-    parts = [
-        quantized(images)[subject.output].argmax(1)
-        for images in subject.test.images.split(EVALUATION)
-    ]
-    return np.concatenate(parts)
-
-
-def per_cent(right: np.ndarray) -> float:
-    return round(100.0 * float(right.mean()), 2)
-
-
-def row(subject: Subject, cache: Path, emulate: int = 0) -> Row:
-    """Quantize one network in every way and test it; `emulate` images on the board (mse) too."""
-    labels = subject.test.labels.numpy()
-    example = subject.calibration[:1]
-    subject.module.eval()
-    program = capture(subject.module, (example,), name=subject.name)
-    plain = float_classes(subject)
-    made = {
-        name: quantize_program(program, subject.calibration, config)
-        for name, config in METHODS.items()
-    }
-    classes = {name: int8_classes(subject, quantized) for name, quantized in made.items()}
-    after: float | None = None
-    if subject.steps:
-        checkpoint = cache / f"{subject.name}-{subject.variant}-tuned.pt"
-        better = tuned(subject, made["mse"], checkpoint)
-        after = per_cent(int8_classes(subject, better) == labels)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        subject.module(example)
-    accuracy = per_cent(plain == labels)
-    return Row(
-        model=subject.name,
-        variant=subject.variant,
-        macs=counter.get_total_flops() // 2,
-        params=sum(p.numel() for p in subject.module.parameters()),
-        float_accuracy=accuracy,
-        int8_accuracy={name: per_cent(found == labels) for name, found in classes.items()},
-        tuned_accuracy=after,
-        agreement=per_cent(classes["mse"] == plain),
-        lost=round(accuracy - per_cent(classes["mse"] == labels), 2),
-        test_images=len(labels),
-        on_board=on_board(made["mse"], subject.test.take(emulate), subject.output)
-        if emulate
-        else None,
-    )
 
 
 def fashion_rows(
@@ -219,20 +104,18 @@ def fashion_rows(
     test = fashion_mnist.load("t10k").take(setting.test_images)
     batches = Batches(data.take(setting.tune_images), 64, seed=2)
     calibration = data.images[:CALIBRATION]
-    return [
-        row(
-            Subject(setting.name, name, net, dense, calibration, test, batches, len(batches)),
-            cache,
-            emulate,
-        )
-        for name, net in (("dense", dense), ("pruned", pruned))
+    subjects = [
+        Subject(setting.name, name, net, dense, calibration, test, batches, len(batches))
+        for name, net in ((DENSE, dense), (HALF, pruned))
     ]
+    return rows_of(subjects, cache, f"seed{seed}-{setting.epochs}", emulate)
 
 
 def face_rows(cache: Path, seed: int, emulate: int = 0) -> list[Row]:
-    """MTCNN's R-Net on scikit-image's faces and others: half to learn ranges, half to test.
+    """MTCNN's R-Net on scikit-image's 100 faces and 100 others.
 
-    Nothing is trained: the pruned network is reconstructed from unlabelled images only.
+    Nothing is trained, and no label is used but to count: every second image serves to learn ranges
+    and to reconstruct the pruned network. The test is of all, those not seen before first.
     """
     from skimage.data import lfw_subset
 
@@ -240,15 +123,18 @@ def face_rows(cache: Path, seed: int, emulate: int = 0) -> list[Row]:
     images = nn.functional.interpolate(grey.repeat(1, 3, 1, 1), (24, 24), mode="bilinear")
     images = (255.0 * images - 127.5) / 128.0
     labels = (torch.arange(len(images)) < len(images) // 2).long()  # faces come first
-    seen, test = images[::2], Split(images[1::2], labels[1::2])
+    seen, order = images[::2], torch.arange(len(images)).view(-1, 2).flip(1).t().reshape(-1)
+    test = Split(images[order], labels[order])
     dense = models.rnet().eval()
-    pruned = hwprune.prune(dense, (seen[:1],), macs="50%", seed=seed, calibrate=seen).module
-    return [
-        row(
-            Subject("rnet", name, net, dense, seen, test, lambda _: [], 0, output=1), cache, emulate
-        )
-        for name, net in (("dense", dense), ("pruned", pruned))
+    file = cache / f"rnet-seed{seed}-half-latency.pt2"
+    if not file.exists():
+        with console.status("rnet: prune to 50 % of the latency"):
+            save_module(half_latency(dense, seen, seed), seen[:2].clone(), file)
+    subjects = [
+        Subject("rnet", name, net, dense, seen, test, lambda _: [], 0, output=1)
+        for name, net in ((DENSE, dense), (HALF, capture(file).module))
     ]
+    return rows_of(subjects, cache, f"seed{seed}", emulate)
 
 
 def show(rows: list[Row]) -> None:
@@ -271,7 +157,8 @@ def show(rows: list[Row]) -> None:
             b = r.on_board
             console.print(
                 f"{r.model}, {r.variant}: {b.exact} of {b.images} images on the emulated {b.core} "
-                f"bit for bit the reference's, {b.accuracy:.2f} % right"
+                f"bit for bit the reference's, {b.accuracy:.2f} % right ({r.lost_to_dense:.2f} "
+                f"points below the float dense network), {b.latency_ms:.2f} ms (model)"
             )
 
 

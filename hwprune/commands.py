@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
-from hwprune.mcu_commands import INT8_ONLY, MCU_ONLY, compile_for_mcu, refuse_memory
-from hwprune.mcu_float_commands import compile_float_for_mcu, is_float
+from hwprune.mcu_commands import compile_for_mcu, kernels_of, refuse_memory
 from hwprune.options import (
     Aggregate,
     Args,
@@ -23,6 +21,7 @@ from hwprune.options import (
     Devices,
     Dtype,
     Flash,
+    FloatFallback,
     FromSearch,
     Grouped,
     GroupNorm,
@@ -100,6 +99,7 @@ def compile_command(
     timeout: KernelTimeout = None,
     devices: Devices = None,
     dtype: Dtype = None,
+    float_fallback: FloatFallback = False,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -116,7 +116,7 @@ def compile_command(
     from hwprune.request import read_request
 
     check_writable(out)
-    floats = is_float(dtype, target)
+    kernels = kernels_of(dtype, target, float_fallback)
     asked: dict[str, Any] = {
         "target": target, "threads": threads, "latency": latency, "macs": macs, "params": params,
         "plan": plan, "threshold": threshold,
@@ -135,9 +135,9 @@ def compile_command(
     if kind == "mcu":
         read = read_inputs(model, arg, input_, calibrate, mean, std)
         name = model_name(model)
-        _compile_for_mcu(read, asked, memory, pruning, out, seed, name, as_json, floats)
+        compile_for_mcu(read, asked | memory, pruning, out, seed, name, as_json, kernels)
         return
-    refuse_memory(memory, MCU_ONLY)
+    refuse_memory(memory)
     if kind == "cuda" and all(b is None for b in (latency, macs, params, threshold, plan)):
         lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)
         return
@@ -156,25 +156,6 @@ def _said(asked: Mapping[str, Any], dtype: str | None) -> list[str]:
     defaults = {"target": "host", "threads": 1, "dtype": FLOAT32 if dtype is None else ""}
     given = {name: value for name, value in asked.items() if name != "boards"}
     return [name for name, value in given.items() if value not in (None, defaults.get(name))]
-
-
-def _compile_for_mcu(
-    read: tuple[Any, Any, Any],
-    asked: Mapping[str, Any],
-    memory: Mapping[str, str | None],
-    pruning: Mapping[str, Any],
-    out: Path,
-    seed: int,
-    name: str,
-    as_json: bool,
-    floats: bool,
-) -> None:
-    """For a microcontroller: int8 in its memory or, with `floats`, float32."""
-    if floats:
-        refuse_memory(memory, INT8_ONLY)
-        compile_float_for_mcu(read, asked, pruning, out, seed, name, as_json)
-        return
-    compile_for_mcu(read, {**asked, **memory}, pruning, out, seed, name, as_json)
 
 
 @app.command("prune")

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from hwprune import float_graph as floats
 from hwprune.errors import LoweringError
+from hwprune.lower.aten import aten_call
 from hwprune.lower.epilogue import unary_step
-from hwprune.lower.functional import packet, place
 from hwprune.lower.root import shape
 from hwprune.program import Program
 from hwprune.quantize import emit_movement
@@ -28,7 +28,7 @@ from hwprune.quantize.emitter import Emitter
 from hwprune.quantize.graph import FLOAT32, IntegerGraph
 from hwprune.quantize.placement import NHWC, Order, Placement, plain, usual
 from hwprune.quantize.scheme import Params, Scheme
-from hwprune.quantize.steps import QuantStep, find_steps
+from hwprune.quantize.steps import QuantStep, check_float, find_steps
 
 
 class _Floats(Placement):
@@ -41,31 +41,21 @@ class _Floats(Placement):
 def emit_floats(program: Program) -> IntegerGraph:
     """The float32 graph of a folded program (`fold_for_integers`).
 
-    Raises LoweringError for operators without a kernel, named with their place.
+    What no kernel is written for is a `Float` operator, as in int8 networks that ask for it.
+    Raises LoweringError for values that are no float32 tensors, with their place.
     """
     scheme = Scheme(defaultdict(lambda: Params(1.0, 0)))
     e = Emitter(program, scheme, _Floats(scheme))
     nodes = [node for node in program.module.graph.nodes if node.op == "placeholder"]
     names = tuple(e.at.put(node, usual(len(shape(node)))) for node in nodes)
-    for step in find_steps(program, float_fallback=True, dtype=FLOAT32):
-        emit = _EMIT.get(step.kind)
-        if emit is None:
-            raise _no_kernel(step)
-        emit(e, step)
+    for step in find_steps(program, float_fallback=True):
+        _EMIT[step.kind](e, step)
     results = tree_leaves(program.module.graph.output_node().args[0])
     if not all(isinstance(node, fx.Node) and node in e.at.placed for node in results):
         raise LoweringError("an output is no tensor that depends on the input", where=program.name)
     outputs = tuple(e.at.read(node, usual(len(shape(node)))) for node in results)
     return IntegerGraph(
         program.name, tuple(e.at.tensors.values()), tuple(e.at.operators), names, outputs
-    )
-
-
-def _no_kernel(step: QuantStep) -> LoweringError:
-    return LoweringError(
-        f"no float32 kernel for {packet(step.node) or step.node.target} on microcontrollers",
-        where=place(step.node),
-        hint="take it out of the network",
     )
 
 
@@ -149,7 +139,7 @@ def _concat(e: Emitter, step: QuantStep) -> None:
 def _function(e: Emitter, step: QuantStep) -> None:
     unary = unary_step(step.node)
     if unary is None:
-        raise _no_kernel(step)
+        return _float(e, step)
     function, numbers = unary.op, tuple(float(n) for n in unary.args)
     if function == "relu":
         function, numbers = "clamp", (0.0, math.inf)
@@ -170,6 +160,16 @@ def _softmax(e: Emitter, step: QuantStep) -> None:
     e.at.emit(floats.FloatSoftmax, step.node, (x,), e.at.put(step.result, order))
 
 
+def _float(e: Emitter, step: QuantStep) -> None:
+    """An operator through TVM's importer; its values lie as torch has them."""
+    check_float(step)
+    call = aten_call(step.node)
+    names = [e.at.read(value, plain(len(shape(value)))) for value in call.inputs]
+    out = e.at.put(step.result, plain(len(shape(step.result))))
+    params = tuple(e.tensor(p).numpy() for p in call.params)
+    e.at.emit(ops.Float, step.node, names, out, workload=call.workload, params=params)
+
+
 _EMIT: dict[str, Callable[[Any, QuantStep], None]] = {
     "conv2d": _layer,
     "linear": _layer,
@@ -186,4 +186,5 @@ _EMIT: dict[str, Callable[[Any, QuantStep], None]] = {
     "lookup": _function,
     "prelu": _prelu,
     "softmax": _softmax,
+    "float": _float,
 }

@@ -6,17 +6,15 @@ are counted by the emulator; cycles and milliseconds come from a model of the co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hwprune.atomic import check_writable, replace_directory
+from hwprune.atomic import check_writable
 from hwprune.budget import FLASH, LATENCY, MACS, PARAMS, SRAM, Budget, parse_budget
 from hwprune.capture import Program
 from hwprune.emulator.cycles import Estimate
@@ -26,14 +24,14 @@ from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance
 from hwprune.latency import Outcome
 from hwprune.lower.mcu.model import CModel
-from hwprune.mcu_artifact import artifact_files
+from hwprune.mcu_folder import describe, write_folder
 from hwprune.mcu_price.account import compare
 from hwprune.mcu_price.bounds import check_device
+from hwprune.mcu_price.fallbacks import facts
 from hwprune.mcu_price.network import (
     Network,
     build_network,
     calibration_inputs,
-    emulate,
     emulated_target,
 )
 from hwprune.mcu_price.prepared import prepare_mcu
@@ -48,17 +46,19 @@ from hwprune.stages import Stage, certify, kept_through
 from hwprune.target import Target
 from hwprune.threshold import check_threshold, weak_units
 
-__all__ = ["McuResult", "compile_mcu", "describe", "emulate"]
-
-REPORT = "report.json"
 _BUDGETS = {"latency": LATENCY, "macs": MACS, "params": PARAMS, "sram": SRAM, "flash": FLASH}
 _FORMS = ("attention", "grouped", "group_norm", "branches")
 
 
 @dataclass(frozen=True)
 class McuResult:
-    """A network in C, what the emulator counted, what the core's model makes of it."""
+    """A network in C, what the emulator counted, what the core's model makes of it.
 
+    `program` is the float network that the integers stand for, pruned and recovered: what to train
+    further.
+    """
+
+    program: Program
     quantized: Quantized
     model: CModel
     vectors: Vectors
@@ -117,12 +117,19 @@ def compile_mcu(
         with clock.stage("build"):
             network = build_network(program, chosen, given, config)
         check_device(network, chosen)
-    report = {**describe(network, chosen, said), **more}
+    report = {
+        **describe(network, chosen, said),
+        "bit_exact": network.bit_exact,
+        "float_operators": facts(network.model.graph),
+        "output_steps": network.vectors.steps,
+        **more,
+    }
     report["seconds"] = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
-    _write(network, chosen, report, out)
+    write_folder(network, chosen, report, out)
     return McuResult(
-        network.quantized, network.model, network.vectors, network.run, network.estimate, report
-    )
+        network.program, network.quantized, network.model, network.vectors, network.run,
+        network.estimate, report,
+    )  # fmt: skip
 
 
 def _read_budgets(asked: Mapping[str, Any]) -> dict[str, Budget]:
@@ -183,57 +190,3 @@ class _Flow:
             ready, Asked(scores, budgets, self.given, finish, weak, self.config), self.clock
         )
         return found.pruned, compare(ready, found, budgets, self.images, self.given)
-
-
-def describe(network: Network, target: Target, calibration: str) -> dict[str, Any]:
-    """The facts of a compiled network, as report.json has them."""
-    model, run, estimate = network.model, network.run, network.estimate
-    memory = model.storage.memory
-    return {
-        "model": model.graph.name,
-        "target": target.name,
-        "calibration": calibration,
-        "macs": model.macs,
-        "instructions": run.instructions,
-        "instructions_source": "emulator",
-        "instructions_per_mac": round(run.instructions / max(model.macs, 1), 4),
-        "cycles": estimate.cycles,
-        "latency_ms": round(estimate.latency_ms, 4),
-        "latency_source": "model",
-        "latency_model": estimate.how,
-        "arena_bytes": model.arena_bytes,
-        "arena_lower_bound_bytes": memory.least_bytes,
-        "arena_peak": model.peak,
-        "in_place": list(model.storage.in_place),
-        "constant_bytes": model.constant_bytes,
-        "flash_bytes": network.flash_bytes,
-        "sram_bytes": network.sram_bytes,
-        "bit_exact": run.bit_exact,
-        "test_vectors": run.count,
-        "kernels": [
-            {"name": c.name, "rule": c.rule, "macs": c.macs, "scratch_bytes": c.scratch_bytes}
-            for c in model.calls
-        ],
-    }
-
-
-def _write(
-    network: Network, target: Target, report: dict[str, Any], out: str | PathLike[str]
-) -> None:
-    facts = {
-        "FLASH": f"{report['flash_bytes']} bytes of {target.flash_bytes}",
-        "INSTRUCTIONS": f"{report['instructions']} (emulator), {report['macs']} "
-        "multiply-accumulates",
-        "LATENCY": f"{report['latency_ms']:.2f} ms (model: {report['latency_model']})",
-        "CALIBRATION": report["calibration"],
-        "DEFINES": " ".join(f"-D{name}" for name in network.run.defines),
-    }
-    with replace_directory(out) as staging:
-        for file, text in artifact_files(network.model, target, network.vectors, facts).items():
-            (staging / file).write_text(text, encoding="utf-8")
-        text = json.dumps(report, indent=1, default=_plain)
-        (staging / REPORT).write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)

@@ -7,39 +7,34 @@ and milliseconds come from a model of the core and say so.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hwprune.atomic import check_writable, replace_directory
+from hwprune.atomic import check_writable
 from hwprune.capture import Program
-from hwprune.emulator.boards import board_of
-from hwprune.emulator.cycles import Estimate, estimate_cycles
-from hwprune.emulator.toolchain import find_emulator, find_tool
-from hwprune.errors import BudgetError, LoweringError, ModelError, TargetError
+from hwprune.emulator.cycles import Estimate
+from hwprune.errors import BudgetError, LoweringError, ModelError
 from hwprune.float_emit import emit_floats
 from hwprune.given import Model, as_images, as_program
 from hwprune.lower.mcu.model import CModel, lower_to_c
-from hwprune.mcu_artifact import artifact_files
-from hwprune.mcu_program import Run, run_on_emulator
-from hwprune.mcu_vectors import Vectors
+from hwprune.mcu_folder import describe, write_folder
+from hwprune.mcu_price.bounds import check_device
+from hwprune.mcu_price.measure import roomy
+from hwprune.mcu_price.network import TEST_VECTORS, emulate, emulated_target
+from hwprune.mcu_program import Run
+from hwprune.mcu_vectors import TOLERANCE, Vectors
 from hwprune.pipeline import prune
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.quantize.quantizer import fold_for_integers
 from hwprune.recover.sweep import as_batches
-from hwprune.target import Target, load_target
+from hwprune.target import FLOAT32
 
-REPORT = "report.json"
-TOLERANCE = 1e-5  # of the largest number of an output
-TEST_VECTORS = 4
 _BUDGETS = ("macs", "params", "threshold", "plan")
 
 
@@ -78,7 +73,7 @@ def compile_mcu_float(
     compiler or emulator, operators without a kernel, a network that does not fit.
     """
     check_writable(out)
-    chosen = _emulated(target)
+    chosen = emulated_target(target)
     asked = _checked(budgets or {})
     clock = Clock(progress or Silent())
     torch.manual_seed(seed)
@@ -92,24 +87,15 @@ def compile_mcu_float(
             program, calibrate=images, seed=seed, progress=progress, **asked, **options
         ).program
     with clock.stage("compile"):
-        lowered = lower_to_c(emit_floats(fold_for_integers(program)), chosen)
-    vectors = _vectors(program, images, seed)
+        lowered = lower_to_c(emit_floats(fold_for_integers(program)), roomy(chosen))
     with clock.stage("emulate"):
-        run, estimate = _emulate(lowered, chosen, vectors)
-    report = _describe(lowered, chosen, run, estimate)
-    _write(lowered, chosen, vectors, run, report, out)
-    return FloatResult(lowered, vectors, run, estimate, report)
-
-
-def _emulated(name: str) -> Target:
-    """The target, with its compiler and emulator found."""
-    target = load_target(name)
-    if target.kind != "mcu":
-        raise TargetError(f"target {name!r} is no microcontroller (kind {target.kind!r})")
-    board_of(target)
-    find_tool(target, "gcc")
-    find_emulator()
-    return target
+        made = emulate(lowered, chosen, _vectors(program, images, seed))
+    check_device(made, chosen, priced=False)
+    report = {
+        **describe(made, chosen, "none: float32"), "dtype": FLOAT32, "tolerance": TOLERANCE,
+    }  # fmt: skip
+    write_folder(made, chosen, report, out)
+    return FloatResult(made.model, made.vectors, made.run, made.estimate, report)
 
 
 def _checked(budgets: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,64 +144,3 @@ def _vectors(program: Program, images: Tensor | None, seed: int) -> Vectors:
 def _channels_last(tensor: Tensor) -> np.ndarray:
     tensor = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
     return np.ascontiguousarray(tensor.numpy(), np.float32)
-
-
-def _emulate(model: CModel, target: Target, vectors: Vectors) -> tuple[Run, Estimate]:
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_on_emulator(model, target, vectors, Path(folder))
-        estimate = estimate_cycles(target, run.elf, run.instructions, model.weight_reads)
-    if run.matching != run.count:
-        raise LoweringError(
-            f"{run.count - run.matching} of {run.count} outputs on {target.name} are further than "
-            f"{TOLERANCE} from PyTorch's",
-            hint="a defect of hwprune or of the C compiler, or numbers beyond float32",
-        )
-    return run, estimate
-
-
-def _describe(model: CModel, target: Target, run: Run, estimate: Estimate) -> dict[str, Any]:
-    memory = model.storage.memory
-    return {
-        "model": model.graph.name,
-        "target": target.name,
-        "dtype": "float32",
-        "macs": model.macs,
-        "instructions": run.instructions,
-        "instructions_source": "emulator",
-        "instructions_per_mac": round(run.instructions / max(model.macs, 1), 4),
-        "cycles": estimate.cycles,
-        "latency_ms": round(estimate.latency_ms, 4),
-        "latency_source": "model",
-        "latency_model": estimate.how,
-        "arena_bytes": model.arena_bytes,
-        "arena_lower_bound_bytes": memory.least_bytes,
-        "arena_peak": model.peak,
-        "constant_bytes": model.constant_bytes,
-        "flash_bytes": run.elf.flash_bytes,
-        "sram_bytes": run.elf.sram_bytes,
-        "tolerance": TOLERANCE,
-        "test_vectors": run.count,
-        "kernels": [{"name": c.name, "rule": c.rule, "macs": c.macs} for c in model.calls],
-    }
-
-
-def _write(
-    model: CModel,
-    target: Target,
-    vectors: Vectors,
-    run: Run,
-    report: dict[str, Any],
-    out: str | PathLike[str],
-) -> None:
-    facts = {
-        "FLASH": f"{report['flash_bytes']} bytes of {target.flash_bytes}",
-        "INSTRUCTIONS": f"{report['instructions']} (emulator), {report['macs']} "
-        "multiply-accumulates",
-        "LATENCY": f"{report['latency_ms']:.2f} ms (model: {report['latency_model']})",
-        "CALIBRATION": "none: float32",
-        "DEFINES": " ".join(f"-D{name}" for name in run.defines),
-    }
-    with replace_directory(out) as staging:
-        for file, text in artifact_files(model, target, vectors, facts).items():
-            (staging / file).write_text(text, encoding="utf-8")
-        (staging / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -11,18 +11,21 @@ import numpy as np
 from hwprune.lower.mcu.model import CModel, array_text, pointers
 from hwprune.lower.mcu.printer import C_TYPES
 
+TOLERANCE = 1e-5  # of float32 results against PyTorch's: a share of the largest number
+
 
 @dataclass(frozen=True)
 class Vectors:
     """Inputs of a network and the reference's outputs, each with the test vectors in front.
 
-    Outputs must be equal bit for bit, or, where there is a `tolerance`, within that share of the
-    largest number of an output.
+    Outputs must be equal bit for bit; those in float32, where there is a `tolerance`, within that
+    share of the largest number of an output; those in int8 within so many `steps`.
     """
 
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
     tolerance: float = 0.0
+    steps: int = 0
 
     @property
     def count(self) -> int:
@@ -69,10 +72,10 @@ def vectors_text(model: CModel, vectors: Vectors) -> str:
             )
             lines += [f"    {{{array_text(row)}}}," for row in array]
             lines.append("};")
-    return "\n".join([*lines, *_functions(model, vectors.tolerance)]) + "\n"
+    return "\n".join([*lines, *_functions(model, vectors)]) + "\n"
 
 
-def _functions(model: CModel, tolerance: float) -> list[str]:
+def _functions(model: CModel, vectors: Vectors) -> list[str]:
     graph = model.graph
     inputs, outputs = pointers(graph.inputs, "input"), pointers(graph.outputs, "output")
     lines = [
@@ -89,9 +92,11 @@ def _functions(model: CModel, tolerance: float) -> list[str]:
         "  int same = 1;",
     ]
     for k, (name, p) in enumerate(outputs.items()):
-        if tolerance and graph.by_name[name].dtype == "float32":
-            size = prod(graph.by_name[name].shape)
-            test = f"near(made_{p}, vector_{p}[i], {size}, {tolerance!r}f)"
+        dtype, size = graph.by_name[name].dtype, prod(graph.by_name[name].shape)
+        if vectors.tolerance and dtype == "float32":
+            test = f"near(made_{p}, vector_{p}[i], {size}, {vectors.tolerance!r}f)"
+        elif vectors.steps and dtype == "int8":
+            test = f"beside(made_{p}, vector_{p}[i], {size}, {vectors.steps})"
         else:
             test = f"memcmp(made_{p}, vector_{p}[i], sizeof made_{p}) == 0"
         lines.append(f"  same &= {test} || differs({k});")

@@ -38,6 +38,14 @@ Dtype = Annotated[
         "int8 (usual) or float32 on a microcontroller.",
     ),
 ]
+FloatFallback = Annotated[
+    bool,
+    typer.Option(
+        "--float-fallback",
+        help="int8 on a microcontroller: operators without an int8 kernel run in float32, between "
+        "a dequantize and a quantize; the report names them.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]
 Input = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import mcu_accuracy
-from benchmarks.mcu_accuracy import METHODS, Subject, row
+from benchmarks.mcu_accuracy_row import METHODS, Subject, read_row, row, rows_of
 from examples.fashion_mnist import Split
 
 
@@ -38,6 +38,31 @@ def test_a_row_is_of_the_test_images(tmp_path):
     assert 40 <= done.on_board.accuracy <= 60  # the first twenty labels are wrong
     assert done.tuned_accuracy is not None
     assert done.tuned_accuracy > 86
-    assert json.loads(json.dumps(asdict(done)))["model"] == "toy"
+    assert done.lost_to_dense == round(50.0 - done.on_board.accuracy, 2)
+    assert done.on_board.latency_ms > 0
+    assert done.on_board.latency_source.startswith("model")
+    assert read_row(json.dumps(asdict(done))) == done
     assert [f.name for f in tmp_path.iterdir()] == ["toy-dense-tuned.pt"]
     mcu_accuracy.show([done])
+
+
+def test_rows_are_made_once_and_compared_with_the_dense_network(tmp_path):
+    torch.manual_seed(0)
+    wide, narrow = (
+        nn.Sequential(nn.Flatten(), nn.Linear(36, n), nn.ReLU(), nn.Linear(n, 2)).eval()
+        for n in (32, 8)
+    )
+    images, labels = torch.randn(30, 1, 6, 6), torch.arange(30) % 2
+    subjects = [
+        Subject("toy", name, net, wide, images, Split(images, labels), lambda _: [], 0)
+        for name, net in (("dense", wide), ("half-latency", narrow))
+    ]
+    dense, half = rows_of(subjects, tmp_path, "seed0", emulate=10)
+    assert dense.latency_share == 1.0
+    assert half.on_board is not None
+    assert dense.on_board is not None
+    share = half.on_board.latency_ms / dense.on_board.latency_ms
+    assert half.latency_share == round(share, 4) < 0.7
+    kept = tmp_path / "toy-half-latency-seed0-30-10.json"
+    kept.write_text(kept.read_text().replace('"model": "toy"', '"model": "kept"'))
+    assert [r.model for r in rows_of(subjects, tmp_path, "seed0", emulate=10)] == ["toy", "kept"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hwprune.emulator.boards import board_of
-from hwprune.emulator.count import Executed, count_instructions
-from hwprune.emulator.cycles import RATIO, estimate_cycles, is_branch, model_cycles
+from hwprune.emulator.count import Executed, count_phases
+from hwprune.emulator.cycles import RATIO, estimate, is_branch, model_cycles
 from hwprune.emulator.link import linker_script
 from hwprune.emulator.program import build_elf, instructions, run_elf
 from hwprune.emulator.toolchain import find_emulator, find_tool, mcu_of
@@ -58,16 +58,17 @@ def test_instructions_are_counted_on_every_board(core: str, tmp_path: Path) -> N
 def test_every_instruction_has_its_count(tmp_path: Path) -> None:
     target = load_target("cortex-m4")
     elf = build_elf(target, [program(tmp_path, COUNTED.replace("LONG", "1000"))], tmp_path)
-    executed = count_instructions(target, elf)
+    phases = count_phases(target, elf)
+    assert len(phases) == 2
     for name in ("subs", "bne"):
-        often = [e.count for e in executed if e.count >= 1000 and e.mnemonic.startswith(name)]
-        assert sum(often) == 2000, name
-    estimate = estimate_cycles(target, elf, 2000)
-    assert 3000 < estimate.cycles < 4100  # a subtraction, a branch, two cycles to take it
+        often = [[e.count for e in p if e.mnemonic.startswith(name)] for p in phases]
+        assert [max(counts) for counts in often] == [1000, 1000], name
+    plain = estimate(target, sum(map(model_cycles, phases)))
+    assert 6000 < plain.cycles < 8200  # a subtraction, a branch, two cycles to take it
     m7 = load_target("cortex-m7")
     elf = build_elf(m7, [program(tmp_path, COUNTED.replace("LONG", "1000"))], tmp_path)
-    faster = estimate_cycles(m7, elf, 2000)
-    assert faster.cycles == pytest.approx(estimate.cycles * RATIO["cortex-m7"], rel=0.05)
+    faster = estimate(m7, sum(map(model_cycles, count_phases(m7, elf))))
+    assert faster.cycles == pytest.approx(plain.cycles * RATIO["cortex-m7"], rel=0.05)
     assert faster.latency_ms == pytest.approx(1e3 * faster.cycles / 216e6, rel=1e-3)
 
 

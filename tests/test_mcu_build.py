@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from examples import tiny
-from hwprune import mcu_build
 from hwprune.emulator.toolchain import find_tool
 from hwprune.errors import BudgetError, HwpruneError, LoweringError, TargetError
 from hwprune.lower.mcu.model import lower_to_c
@@ -172,7 +171,7 @@ def test_a_difference_writes_nothing(
         built.vectors, outputs=tuple(np.bitwise_xor(o, 1) for o in built.vectors.outputs)
     )
     with pytest.raises(LoweringError, match="4 of 4 outputs on cortex-m4 differ"):
-        mcu_build.emulate(built.model, load_target("cortex-m4"), wrong)
+        network.emulate(built.model, load_target("cortex-m4"), wrong)
     monkeypatch.setattr(network, "find_emulator", _absent)
     with pytest.raises(HwpruneError, match="absent"):
         compile_mcu(Small(), out=tmp_path / "b")

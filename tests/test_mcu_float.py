@@ -117,9 +117,10 @@ def test_an_operator_without_kernel_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_that_needs_prices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match="no latency budget for float32"):
-        compile_mcu_float(Odd(), out=tmp_path / "out", budgets={"latency": "3ms"})
+@pytest.mark.parametrize("budget", [{"latency": "3ms"}, {"sram": "64KiB"}, {"flash": "1MiB"}])
+def test_a_budget_that_needs_prices_is_refused(tmp_path: Path, budget: dict[str, str]) -> None:
+    with pytest.raises(BudgetError, match=f"no {next(iter(budget))} budget for float32"):
+        compile_mcu_float(Odd(), out=tmp_path / "out", budgets=budget)
 
 
 class Small(nn.Module):
@@ -140,12 +141,16 @@ def test_the_command_prunes_and_compiles(tmp_path: Path, run: Callable[..., Done
     done = run(*words, "--target", "cortex-m4", "--dtype", "float32", "--json")
     assert done.status == 0, done.err
     report = json.loads(done.out)
+    assert report["cycles"] > report["instructions"]
     assert report["macs"] <= 0.6 * 144 * (2 * 9 * 16 + 16 * 4)
     assert (report["dtype"], report["latency_source"]) == ("float32", "model")
     assert "hwprune_float.h" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "hwprune_float.h").is_file()
+    on_m4 = ("--target", "cortex-m4", "--dtype")
     for more, message in (
-        (("--target", "cortex-m4", "--dtype", "float16"), "no kernels in float16"),
+        ((*on_m4, "float16"), "no kernels in float16"),
+        ((*on_m4, "float32", "--sram", "64KiB"), "no sram budget for float32"),
+        ((*on_m4, "float32", "--threads", "2"), "a microcontroller has one core"),
         (("--target", "host", "--dtype", "int8"), "unknown type 'int8'"),
     ):
         done = run(*words, *more)

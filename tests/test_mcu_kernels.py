@@ -196,12 +196,14 @@ def test_sums_beyond_32_bits_are_refused() -> None:
         lower_to_c(bench.graph(), load_target("cortex-m4"))
 
 
+class Novel(ops.Operator):
+    kind = "novel"
+
+
 def test_an_operator_without_kernel_is_named() -> None:
-    x = IntegerTensor("x", (1, 4), "float32")
-    y = IntegerTensor("y", (1, 4), "float32")
-    op = ops.Float("sin", ("x",), "y", "model.py:7", workload=None, params=())  # type: ignore[arg-type]
-    graph = IntegerGraph("g", (x, y), (op,), ("x",), ("y",))
-    with pytest.raises(LoweringError, match=r"model.py:7: there is no kernel for float"):
+    x, y = (IntegerTensor(name, (1, 4)) for name in "xy")
+    graph = IntegerGraph("g", (x, y), (Novel("n", ("x",), "y", "model.py:7"),), ("x",), ("y",))
+    with pytest.raises(LoweringError, match=r"model.py:7: there is no kernel for novel"):
         lower_to_c(graph, load_target("cortex-m4"))
 
 

@@ -148,12 +148,24 @@ def test_only_float32_networks():
         quantize_program(program, images)
 
 
-def test_arithmetic_by_feature_is_named():
+def test_arithmetic_by_feature_is_named_or_runs_in_float():
     images = batch((4,))
     program = capture(nn.BatchNorm1d(4).eval(), (images[:1],))
     program.module.get_buffer("running_mean").copy_(torch.arange(4.0))
     with pytest.raises(LoweringError, match="arithmetic with a constant for each feature"):
-        quantize_program(program, images, QuantConfig(float_fallback=True))
+        quantize_program(program, images)
+    quantized = quantize_program(program, images, QuantConfig(float_fallback=True))
+    assert [op.kind for op in quantized.graph.operators] == ["dequantize", "float", "quantize"]
+    assert snr_db(outputs(program.module, images)[0], quantized(images)[0]) > 35
+
+
+def test_arithmetic_with_one_number_is_a_table():
+    images = batch((4,))
+    program = capture(nn.BatchNorm1d(4).eval(), (images[:1],))
+    program.module.get_buffer("running_mean").fill_(-3.0)
+    quantized = quantize_program(program, images)
+    assert [op.kind for op in quantized.graph.operators] == ["lookup"]
+    assert snr_db(outputs(program.module, images)[0], quantized(images)[0]) > 35
 
 
 def toy() -> tuple[Quantized, nn.Module, list[tuple[Tensor]]]:
@@ -204,7 +216,7 @@ def test_what_has_no_kernel_is_named_or_runs_in_float():
     wanted = r"test_quantize\.py:\d+.*: no int8 kernel for aten\.cumsum \(nor for aten\.chunk\)"
     with pytest.raises(LoweringError, match=wanted) as caught:
         quantize_program(program, images)
-    assert "float fallback" in str(caught.value)
+    assert "--float-fallback" in str(caught.value)
     quantized = quantize_program(program, images, QuantConfig(float_fallback=True))
     kinds = [operator.kind for operator in quantized.graph.operators]
     assert kinds.count("float") == 2

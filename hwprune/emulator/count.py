@@ -30,21 +30,13 @@ class Executed:
     count: int
 
 
-def count_instructions(target: Target, elf: Elf, timeout_s: float = 300.0) -> list[Executed]:
-    """Every instruction of a program that ran at least once.
-
-    Raises ToolchainError where the compiler for the host, or one of QEMU with plugins, is missing.
-    """
-    counts = _run_counted(target, elf, "", timeout_s)
-    return _join(_Code.of(target, elf), _numbers(counts))
-
-
 def count_phases(target: Target, elf: Elf, timeout_s: float = 300.0) -> list[list[Executed]]:
     """Instructions between every call of `hwprune_start` and the next of `hwprune_stop`.
 
     Without the harness's own, and without its empty phase (`hwprune_harness_init`).
 
-    Raises ToolchainError as `count_instructions`, and where a program has no phases.
+    Raises ToolchainError where the compiler for the host, or one of QEMU with plugins, is missing,
+    and where a program has no phases.
     """
     code = _Code.of(target, elf)
     if not {START, STOP} <= code.functions.keys():

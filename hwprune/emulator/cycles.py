@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwprune.emulator.count import Executed, count_instructions, count_phases
+from hwprune.emulator.count import Executed, count_phases
 from hwprune.emulator.program import Elf
 from hwprune.emulator.toolchain import mcu_of
 from hwprune.target import Target
@@ -49,16 +49,6 @@ class Phase:
 
     instructions: int
     core_cycles: float
-
-
-def estimate_cycles(target: Target, elf: Elf, instructions: int, flash_reads: int = 0) -> Estimate:
-    """Cycles of `instructions` of a program with its mix of instructions.
-
-    `flash_reads`: bytes of weights that stream from flash meanwhile.
-    """
-    executed = count_instructions(target, elf)
-    total = sum(e.count for e in executed)
-    return estimate(target, instructions * model_cycles(executed) / max(total, 1), flash_reads)
 
 
 def estimate(target: Target, core_cycles: float, flash_reads: int = 0) -> Estimate:

@@ -1,4 +1,7 @@
-"""Any ATen call as a `Workload` for the fallback: the operator's name and its arguments."""
+"""Any ATen call as a `Workload` for the fallback: the operator's name and its arguments.
+
+`channel_affine`, which folding leaves, is one by itself too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import Any
 from torch import Tensor, fx
 
 from hwprune.errors import LoweringError
+from hwprune.lower.affine import channel_affine
 from hwprune.lower.functional import packet, place
 from hwprune.lower.reference import encode
 from hwprune.lower.root import shape
-from hwprune.lower.spec import Attr, TensorSpec, Workload
+from hwprune.lower.spec import Attr, Step, TensorSpec, Workload
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ def aten_call(node: fx.Node) -> AtenCall:
     Raises LoweringError naming the operator and the user's line for anything but an ATen call
     on tensors and numbers.
     """
+    if node.target is channel_affine:
+        return _affine_call(node)
     source: Any = node
     item: Any = None
     if packet(node) == "getitem":
@@ -63,6 +69,14 @@ def aten_call(node: fx.Node) -> AtenCall:
     workload = Workload("aten", specs[0], _spec(node), specs[1], tuple(attrs))
     nodes = (node,) if source is node else (source, node)
     return AtenCall(workload, tuple(inputs), tuple(params), nodes)
+
+
+def _affine_call(node: fx.Node) -> AtenCall:
+    """Arithmetic with a constant for each channel."""
+    x, *constants = (c for c in node.args if isinstance(c, fx.Node))
+    specs = tuple(map(_spec, constants))
+    workload = Workload("elementwise", (_spec(x),), _spec(node), specs, epilogue=(Step("affine"),))
+    return AtenCall(workload, (x,), tuple(constants), (node,))
 
 
 def _spec(node: fx.Node) -> TensorSpec:

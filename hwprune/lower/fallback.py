@@ -18,6 +18,7 @@ from hwprune.lower.reference import ReferenceModule
 from hwprune.lower.spec import Kernel, TensorSpec, Workload
 from hwprune.tvm_runtime import load_tvm
 
+_SPATIAL = 0  # the kind of a block's axis that is no sum's
 _MIN_PARALLEL = 1 << 14  # scalar iterations below which a second thread does not pay
 
 
@@ -27,6 +28,11 @@ def fallback_kernel(workload: Workload, lanes: int, threads: int) -> Kernel:
     Raises LoweringError naming the operator where the importer or the legaliser has no rule.
     """
     return _kernel(workload, lanes, lambda function: _schedule(function, threads))
+
+
+def plain_fallback(workload: Workload) -> Kernel:
+    """The same in plain loops of one thread: what becomes C for a microcontroller."""
+    return _kernel(workload, 1, _schedule_plain)
 
 
 def gpu_fallback(workload: Workload) -> Kernel:
@@ -174,14 +180,32 @@ def _rebuild(value: Any, values: dict[Any, Any], constants: list[Any], lifted: l
 
 def _schedule(function: Any, threads: int) -> Any:
     """Inline what can be, run outer loops in parallel, vectorise where it is trivially legal."""
-    tvm = load_tvm()
-    schedule = tvm.s_tir.Schedule(function)
+    schedule, blocks = _inlined(function)
+    for block in blocks:
+        _schedule_block(schedule, block, threads)
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _schedule_plain(function: Any) -> Any:
+    """Inline what can be; sums begin before their loops."""
+    schedule, blocks = _inlined(function)
+    for block in blocks:
+        for var, loop in zip(
+            schedule.get(block).iter_vars, schedule.get_loops(block), strict=False
+        ):
+            if int(var.iter_type) != 0:
+                _try(schedule.decompose_reduction, block, loop)
+                break
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _inlined(function: Any) -> tuple[Any, list[Any]]:
+    """A schedule in which what can be is computed where it is read, and the blocks left."""
+    schedule = load_tvm().s_tir.Schedule(function)
     root = schedule.get_sblock("root")
     for block in schedule.get_child_blocks(root)[:-1]:
         _try(schedule.compute_inline, block)
-    for block in schedule.get_child_blocks(root):
-        _schedule_block(schedule, block, threads)
-    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+    return schedule, list(schedule.get_child_blocks(root))
 
 
 def _schedule_gpu(function: Any) -> Any:
@@ -212,7 +236,7 @@ def _schedule_block(schedule: Any, block: Any, threads: int) -> None:
         return
     spatial = []
     for var, loop in zip(iters, loops, strict=True):
-        if int(var.iter_type) != 0:
+        if int(var.iter_type) != _SPATIAL:
             break
         spatial.append(loop)
     if not spatial:

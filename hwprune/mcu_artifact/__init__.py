@@ -33,7 +33,7 @@ def artifact_files(model: CModel, target: Target, vectors: Vectors, facts: Any) 
     emulator = _emulator_script(target)
     if emulator:
         texts["emulator.ld"] = emulator
-    values = _values(model, target) | facts
+    values = _values(model, target, vectors.steps) | facts
     for name in _TEMPLATES:
         texts[name] = _fill(_template(name), values)
     return texts
@@ -58,7 +58,7 @@ def _emulator_script(target: Target) -> str:
     )
 
 
-def _values(model: CModel, target: Target) -> dict[str, str]:
+def _values(model: CModel, target: Target, steps: int) -> dict[str, str]:
     mcu = mcu_of(target)
     graph = model.graph
     arguments = [*pointers(graph.inputs, "input").values()]
@@ -66,7 +66,7 @@ def _values(model: CModel, target: Target) -> dict[str, str]:
     qemu = ["qemu-system-arm", "-M", mcu.machine, *QUIET, "-icount", f"shift={SHIFT}"]
     return {
         "NAME": graph.name,
-        **_words(FLOATS in model.headers),
+        **_words(FLOATS in model.headers, steps),
         "HEADERS": " ".join(model.headers),
         "FILES": ", ".join(f"`{name}`" for name in ("model.c", "model.h", *model.headers)),
         "TARGET": target.name,
@@ -85,8 +85,11 @@ def _values(model: CModel, target: Target) -> dict[str, str]:
     }
 
 
-def _words(floats: bool) -> dict[str, str]:
-    """What depends on the numbers that the network computes with."""
+def _words(floats: bool, steps: int) -> dict[str, str]:
+    """What depends on the numbers that the network computes with.
+
+    `steps`: how far int8 outputs may lie from the reference's (operators in float32).
+    """
     if floats:
         return {
             "DTYPE": "float32",
@@ -97,7 +100,9 @@ def _words(floats: bool) -> dict[str, str]:
         "DTYPE": "int8",
         "VALUES": "Inputs and outputs are int8: `real = SCALE * (integer - ZERO_POINT)` with the "
         "constants of `model.h`",
-        "REFERENCE": "the integer reference, bit for bit",
+        "REFERENCE": f"the integer reference, within {steps} steps (operators in float32)"
+        if steps
+        else "the integer reference, bit for bit",
     }
 
 

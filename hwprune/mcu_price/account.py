@@ -27,7 +27,7 @@ def takes(network: Network) -> dict[str, Any]:
         "sram_bytes": network.sram_bytes,
         "arena_bytes": network.model.arena_bytes,
         "flash_bytes": network.flash_bytes,
-        "bit_exact": network.run.bit_exact,
+        "bit_exact": network.bit_exact,
     }
 
 

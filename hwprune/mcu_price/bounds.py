@@ -8,7 +8,7 @@ from hwprune.budget import FLASH, LATENCY, SRAM
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.mcu_price.memory import Memory
-from hwprune.mcu_price.network import Network
+from hwprune.mcu_price.network import Emulated
 from hwprune.target import Target
 
 
@@ -36,8 +36,11 @@ def check_memory(
         _check(FLASH, limits[FLASH], memory.constant_bytes(smallest) + fixed[FLASH], worst)
 
 
-def check_device(network: Network, target: Target) -> None:
-    """Raise BudgetError where a network needs more SRAM or flash than the device has."""
+def check_device(network: Emulated, target: Target, priced: bool = True) -> None:
+    """Raise BudgetError where a network needs more SRAM or flash than the device has.
+
+    `priced`: whether such a network can be pruned to a budget of memory.
+    """
     constants = {call.name: call.constant_bytes for call in network.model.calls}
     heaviest = max(constants, key=lambda name: constants[name], default="no weights")
     for what, need, room, more in (
@@ -45,10 +48,11 @@ def check_device(network: Network, target: Target) -> None:
         ("flash", network.flash_bytes, target.flash_bytes, f"{heaviest} has most of the weights"),
     ):
         if room is not None and need > room:
+            budget = f" with --{what.lower()} {room}" if priced else ""
             raise BudgetError(
                 f"the network needs {need} bytes of {what}, {target.name} has {room}: "
                 f"{need - room} too many ({more})",
-                hint=f"prune it with --{what.lower()} {room}, or choose a larger device",
+                hint=f"prune it{budget}, or choose a larger device",
             )
 
 

@@ -19,9 +19,10 @@ from hwprune.errors import LoweringError
 from hwprune.lower.spec import TensorSpec, Workload
 from hwprune.quantize import graph as ops
 from hwprune.quantize.arithmetic import quantize_multiplier, softmax_constants
-from hwprune.quantize.graph import INT8_MAX, INT8_MIN, IntegerTensor
+from hwprune.quantize.graph import FLOAT32, INT8_MAX, INT8_MIN, IntegerTensor
 
 _SEED = 0
+_FLOATS = ("aten", "elementwise")  # of operators that run in float32 (lower/aten.py)
 _LEFT_SHIFT = 20
 _SHIFT = -7  # of the made-up layers: to the right, as usual
 _SCALE, _ZERO_POINT = 0.05, 3
@@ -49,6 +50,8 @@ def workload_of(
     op: ops.Operator, inputs: Sequence[IntegerTensor], output: IntegerTensor
 ) -> Workload:
     """The kernel of an operator. Raises LoweringError for one that cannot be priced."""
+    if isinstance(op, ops.Float):
+        return op.workload
     if op.kind not in _KINDS:
         raise LoweringError(
             f"{op.kind} has no price on microcontrollers",
@@ -73,6 +76,8 @@ def workload_of(
 
 def example(workload: Workload) -> Example:
     """An operator of this workload. Raises LoweringError where there is none of its kind."""
+    if workload.op in _FLOATS:
+        return _float_example(workload)
     kind = _KINDS.get(workload.op)
     if kind is None:
         raise LoweringError(f"{workload.op!r} is no operator of an int8 network")
@@ -90,6 +95,18 @@ def example(workload: Workload) -> Example:
         name=workload.op, inputs=tuple(t.name for t in inputs), output="y", where="", **known
     )
     return Example(operator, inputs, output)
+
+
+def _float_example(workload: Workload) -> Example:
+    """An operator in float32, its parameters made up."""
+    rng = np.random.default_rng(_SEED)
+    inputs = tuple(
+        IntegerTensor(f"x{i}", spec.shape, spec.dtype) for i, spec in enumerate(workload.inputs)
+    )
+    params = tuple(rng.uniform(0.0, 1.0, p.shape).astype(p.dtype) for p in workload.params)
+    names = tuple(t.name for t in inputs)
+    operator = ops.Float(ops.Float.kind, names, "y", "", workload=workload, params=params)
+    return Example(operator, inputs, IntegerTensor("y", workload.output.shape, FLOAT32))
 
 
 _SAME_SCALE = (ops.MaxPool, ops.AvgPool, ops.Pad, ops.Reshape, ops.Transpose, ops.Concat)

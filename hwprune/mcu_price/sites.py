@@ -123,7 +123,12 @@ class _Sizes:
         return replace(site, branch=self.coupling.branch_of(op.name))
 
     def _weight(self, op: ops.Operator, specs: Sequence[TensorSpec]) -> tuple[Extents, ...] | None:
-        """The sizes of a layer's weights: (outputs, window, inputs of a group)."""
+        """The sizes of a layer's weights: (outputs, window, inputs of a group).
+
+        None where they cannot be followed, as where an operator's arguments hold sizes too.
+        """
+        if isinstance(op, ops.Float):
+            return None
         if not specs:
             return ()
         shape = specs[0].shape

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 INT8_MIN, INT8_MAX = -128, 127
 INT8, INT32, FLOAT32 = "int8", "int32", "float32"
 
+BY_FEATURE = "arithmetic with a constant for each feature"
+
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -267,6 +269,12 @@ class Float(Operator):
     workload: Workload
     params: tuple[np.ndarray, ...]
     kind: ClassVar[str] = "float"
+
+    @property
+    def operator(self) -> str:
+        """The ATen operator, "aten.layer_norm", or BY_FEATURE."""
+        target = dict(self.workload.attrs).get("target")
+        return BY_FEATURE if target is None else str(target).rpartition(".")[0]
 
 
 @dataclass(frozen=True, eq=False)

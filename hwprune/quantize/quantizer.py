@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from hwprune.errors import HwpruneError
 from hwprune.given import as_images
 from hwprune.lower.fold import fold_batch_norm
-from hwprune.lower.functional import value
+from hwprune.lower.functional import packet, value
 from hwprune.lower.movement import is_alias
 from hwprune.program import Program, specialize, symbolic_dims
 from hwprune.quantize.bias import correct_biases
@@ -155,9 +155,13 @@ def fold_for_integers(program: Program) -> Program:
     folded = fold_batch_norm(specialize(one if program.dynamic_batch else program))
     module = own_graph(folded)
     for node in module.graph.nodes:
-        if program.dynamic_batch and is_alias(node) and 0 in symbolic_dims(node):
-            sizes = [-1, *value(node).shape[1:]]
+        if not program.dynamic_batch or 0 not in symbolic_dims(node):
+            continue
+        sizes = [-1, *value(node).shape[1:]]
+        if is_alias(node):
             node.target = torch.ops.aten.reshape.default
+            node.args, node.kwargs = (node.args[0], sizes), {}
+        elif packet(node) == "aten.expand" and 0 in symbolic_dims(node.args[0]):
             node.args, node.kwargs = (node.args[0], sizes), {}
     module.recompile()
     return Program(module, folded.inputs, program.name, program.dynamic_batch)

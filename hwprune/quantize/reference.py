@@ -27,17 +27,25 @@ from hwprune.quantize.arithmetic import (
 from hwprune.quantize.graph import INT8_MAX, INT8_MIN, IntegerGraph, IntegerTensor, Pads, Pair
 
 Array = np.ndarray
+Altered = Callable[[ops.Operator, Array], Array]
 _SOFTMAX_SUM_BITS = 12  # integer bits of the sum of exponentials
 
 
-def run(graph: IntegerGraph, inputs: Sequence[Array]) -> tuple[Array, ...]:
+def run(
+    graph: IntegerGraph, inputs: Sequence[Array], altered: Altered | None = None
+) -> tuple[Array, ...]:
     """The outputs of a graph for inputs of its shapes and types, with any batch."""
-    values = run_all(graph, inputs)
+    values = run_all(graph, inputs, altered)
     return tuple(values[name] for name in graph.outputs)
 
 
-def run_all(graph: IntegerGraph, inputs: Sequence[Array]) -> dict[str, Array]:
-    """Every value of a graph by name. Raises HwpruneError for inputs that do not fit."""
+def run_all(
+    graph: IntegerGraph, inputs: Sequence[Array], altered: Altered | None = None
+) -> dict[str, Array]:
+    """Every value of a graph by name; `altered` gives what goes on in place of a result.
+
+    Raises HwpruneError for inputs that do not fit.
+    """
     if len(inputs) != len(graph.inputs):
         raise HwpruneError(f"the network takes {len(graph.inputs)} inputs, not {len(inputs)}")
     values: dict[str, Array] = {}
@@ -53,7 +61,8 @@ def run_all(graph: IntegerGraph, inputs: Sequence[Array]) -> dict[str, Array]:
     for operator in graph.operators:
         tensors = [graph.by_name[name] for name in operator.inputs]
         arrays = [values[name] for name in operator.inputs]
-        values[operator.output] = execute(operator, arrays, tensors, graph.by_name[operator.output])
+        result = execute(operator, arrays, tensors, graph.by_name[operator.output])
+        values[operator.output] = result if altered is None else altered(operator, result)
     return values
 
 
@@ -269,10 +278,13 @@ def _float(
 
     from hwprune.lower.reference import evaluate
 
-    tensors = [[torch.from_numpy(np.ascontiguousarray(a)) for a in g] for g in (arrays, op.params)]
+    params = [torch.from_numpy(np.ascontiguousarray(p)) for p in op.params]
+    made = []
     with torch.no_grad():
-        result: Array = evaluate(op.workload, *tensors).contiguous().numpy()
-    return result
+        for i in range(len(arrays[0])):  # a workload's sizes are those of a batch of one
+            one = [torch.from_numpy(np.ascontiguousarray(a[i : i + 1])) for a in arrays]
+            made.append(evaluate(op.workload, one, params).contiguous().numpy())
+    return np.concatenate(made)
 
 
 _KERNELS: dict[type[ops.Operator], Callable[..., Array]] = {

@@ -20,10 +20,10 @@ from hwprune.lower.aten import aten_call
 from hwprune.lower.epilogue import is_float, unary_step
 from hwprune.lower.functional import argument, get_tensor, packet, place
 from hwprune.lower.match import find_root, zero_pad
-from hwprune.lower.match_transformer import uniform
 from hwprune.lower.movement import is_alias, transposition
 from hwprune.lower.root import Root, is_parameter, shape
 from hwprune.program import Program
+from hwprune.quantize.graph import BY_FEATURE
 
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
@@ -60,12 +60,10 @@ class QuantStep:
     bounds: Bounds = UNBOUNDED
 
 
-def find_steps(
-    program: Program, float_fallback: bool = False, dtype: str = "int8"
-) -> tuple[QuantStep, ...]:
+def find_steps(program: Program, float_fallback: bool = False) -> tuple[QuantStep, ...]:
     """The steps of a folded program whose example has a batch of one.
 
-    Raises LoweringError for operators without a kernel of the type, named with their place; with
+    Raises LoweringError for operators without an int8 kernel, named with their place; with
     `float_fallback` they become steps of the kind "float".
     """
     found: dict[fx.Node, QuantStep] = {}
@@ -75,10 +73,8 @@ def find_steps(
             found[step.result] = step
     steps = _needed(program.module.graph, found)
     missing = [s for s in steps if s.kind == "float"]
-    if float_fallback:
-        missing = [s for s in missing if s.node.target is channel_affine]
-    if missing:
-        raise _no_kernel(missing, dtype)
+    if missing and not float_fallback:
+        raise _no_kernel(missing)
     return steps
 
 
@@ -89,26 +85,24 @@ def check_float(step: QuantStep) -> None:
         raise LoweringError(
             f"{step.node.target} works on other values than float32 tensors",
             where=place(step.node),
-            hint="it cannot be part of an int8 network, not as float32 either",
+            hint="no kernel works on those: take it out of the network",
         )
 
 
-def _no_kernel(missing: list[QuantStep], dtype: str) -> LoweringError:
+def _no_kernel(missing: list[QuantStep]) -> LoweringError:
     names = [_operator(s.node) for s in missing]
     first, more = missing[0], sorted(set(names) - {names[0]})
     return LoweringError(
-        f"no {dtype} kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
+        f"no int8 kernel for {names[0]}" + (f" (nor for {', '.join(more)})" if more else ""),
         where=place(first.node),
-        hint="ask for the float fallback to run it in float32, or compile for float32"
-        if dtype == "int8"
-        else "take it out of the network",
+        hint="compile --float-fallback (QuantConfig(float_fallback=True)) runs it in float32",
     )
 
 
 def _operator(node: fx.Node) -> str:
     """The name of what a node computes, or is an element of."""
     if node.target is channel_affine:
-        return "arithmetic with a constant for each feature (of other values than images)"
+        return f"{BY_FEATURE} (of other values than images)"
     source = node.args[0] if packet(node) == "getitem" else node
     return packet(source) if isinstance(source, fx.Node) else str(node.target)
 
@@ -200,7 +194,7 @@ def _function(node: fx.Node) -> QuantStep | None:
     if len(values) != 1 or not is_float(values[0]) or node.args[:1] != values:
         return None
     if node.target is channel_affine:
-        alike = uniform(node) is not None
+        alike = all(bool((c == c[0]).all()) for c in _constants(node))
         return QuantStep("lookup", node, node, values) if alike else None
     tags = getattr(node.target, "tags", ())
     plain = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
@@ -237,12 +231,18 @@ def _with_clamp(step: QuantStep) -> QuantStep:
     return replace(step, result=user, bounds=bounds)
 
 
+def _constants(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of a `channel_affine`, each (C,)."""
+    module = node.graph.owning_module
+    assert module is not None
+    scale, shift = (get_tensor(module, str(c.target)).detach() for c in node.args[1:3])  # type: ignore[union-attr]
+    return scale, shift
+
+
 def table_function(step: QuantStep) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a "lookup" step computes, on a tensor of any values (float32, of one dimension)."""
     node = step.node
     if node.target is channel_affine:
-        module = node.graph.owning_module
-        assert module is not None
-        scale, shift = (get_tensor(module, str(c.target)).detach() for c in node.args[1:3])  # type: ignore[union-attr]
+        scale, shift = _constants(node)
         return lambda x: x * scale[0] + shift[0]
     return lambda x: node.target(x, *node.args[1:], **node.kwargs)  # type: ignore[operator]

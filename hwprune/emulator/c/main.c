@@ -28,6 +28,17 @@ static inline int near(const float *made, const float *want, int n, float share)
   return 1;
 }
 
+/* Whether n integers are at most so many steps from those wanted. */
+static inline int beside(const int8_t *made, const int8_t *want, int n, int steps) {
+  for (int i = 0; i < n; ++i) {
+    const int apart = made[i] - want[i];
+    if (apart > steps || apart < -steps) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
 #include "vectors.h"
 
 #ifdef HWPRUNE_HOST

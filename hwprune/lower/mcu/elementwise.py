@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from hwprune.lower.mcu.emit import (
-    Argument,
     Buffer,
     CKernel,
     Expr,
@@ -18,17 +16,15 @@ from hwprune.lower.mcu.emit import (
     bind,
     build_function,
     call,
-    constant,
     i8,
     i32,
     loop,
     run,
     tirx,
 )
+from hwprune.lower.mcu.values import Tensors, Value, arguments_of, each
 from hwprune.quantize import graph as ops
 from hwprune.quantize.graph import INT8_MIN, IntegerTensor
-
-Tensors = Sequence[IntegerTensor]
 
 
 def add(op: ops.Add, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -41,7 +37,7 @@ def add(op: ops.Add, inputs: Tensors, y: IntegerTensor) -> CKernel:
             total = total + _reduce(centred * (1 << op.left_shift), op.multiplier[k], op.shift[k])
         return _reduce(bind(total), op.multiplier[2], op.shift[2])
 
-    return _each(op, inputs, y, value)
+    return each(f"mcu.{op.kind}", inputs, y, _scaled(op, y, value))
 
 
 def mul(op: ops.Mul, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -56,7 +52,7 @@ def mul(op: ops.Mul, inputs: Tensors, y: IntegerTensor) -> CKernel:
         )
         return call("requantize", product, i32(op.multiplier), i32(op.shift))
 
-    return _each(op, inputs, y, value)
+    return each(f"mcu.{op.kind}", inputs, y, _scaled(op, y, value))
 
 
 def requantize(op: ops.Requantize, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -66,7 +62,7 @@ def requantize(op: ops.Requantize, inputs: Tensors, y: IntegerTensor) -> CKernel
         centred = i32(b["x0"][i]) - inputs[0].zero_point
         return call("requantize", centred, i32(op.multiplier), i32(op.shift))
 
-    return _each(op, inputs, y, value)
+    return each(f"mcu.{op.kind}", inputs, y, _scaled(op, y, value))
 
 
 def prelu(op: ops.Prelu, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -80,7 +76,7 @@ def prelu(op: ops.Prelu, inputs: Tensors, y: IntegerTensor) -> CKernel:
         below = call("requantize", d * slope, i32(op.multiplier[1]), i32(op.shift[1]))
         return tirx.Select(d >= 0, above, below)
 
-    return _each(op, inputs, y, value, (slopes,))
+    return each(f"mcu.{op.kind}", inputs, y, _scaled(op, y, value), (slopes,))
 
 
 def lookup(op: ops.Lookup, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -91,7 +87,7 @@ def lookup(op: ops.Lookup, inputs: Tensors, y: IntegerTensor) -> CKernel:
             T.buffer_store(y, c0[i32(x0[i]) - INT8_MIN], [i])
 
     count = prod(y.shape)
-    arguments = _arguments(inputs, y, (op.table,))
+    arguments = arguments_of(inputs, y, (op.table,))
     func = build_function(arguments, body)
     return CKernel("mcu.lookup", func, arguments, (op.table,), in_place=True)
 
@@ -106,7 +102,7 @@ def quantize(op: ops.Quantize, inputs: Tensors, y: IntegerTensor) -> CKernel:
             T.buffer_store(y, i8(value), [i])
 
     count = prod(y.shape)
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.quantize", build_function(arguments, body), arguments)
 
 
@@ -120,7 +116,7 @@ def dequantize(op: ops.Dequantize, inputs: Tensors, y: IntegerTensor) -> CKernel
             T.buffer_store(y, centred * tirx.const(np.float32(x.scale).item(), "float32"), [i])
 
     count = prod(y.shape)
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.dequantize", build_function(arguments, body), arguments)
 
 
@@ -134,7 +130,7 @@ def softmax(op: ops.Softmax, inputs: Tensors, y: IntegerTensor) -> CKernel:
             run("softmax", at(y, row * length), at(x0, row * length), *numbers)
 
     rows = prod(y.shape) // length
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.softmax", build_function(arguments, body), arguments)
 
 
@@ -145,31 +141,6 @@ def _reduce(x: Expr, multiplier: int, shift: int) -> Expr:
     return call("reduce", x, i32(multiplier), i32(-shift))
 
 
-def _arguments(
-    inputs: Tensors, y: IntegerTensor, constants: Sequence[np.ndarray] = ()
-) -> tuple[Argument, ...]:
-    return (
-        *(Argument(f"x{i}", t.dtype, prod(t.shape)) for i, t in enumerate(inputs)),
-        *(constant(f"c{i}", array) for i, array in enumerate(constants)),
-        Argument("y", y.dtype, prod(y.shape), const=False),
-    )
-
-
-def _each(
-    op: Any,
-    inputs: Tensors,
-    y: IntegerTensor,
-    value: Callable[[dict[str, Buffer], Expr], Expr],
-    constants: tuple[np.ndarray, ...] = (),
-) -> CKernel:
-    """A kernel that makes every element from those at its place: in place where that is asked."""
-    count, zero_point = prod(y.shape), y.zero_point
-    arguments = _arguments(inputs, y, constants)
-
-    def body(**b: Buffer) -> None:
-        with loop(count) as i:
-            result = call("clamp", value(b, i) + zero_point, *map(i32, op.clamp))
-            T.buffer_store(b["y"], i8(result), [i])
-
-    func = build_function(arguments, body)
-    return CKernel(f"mcu.{op.kind}", func, arguments, constants, in_place=True)
+def _scaled(op: Any, y: IntegerTensor, value: Value) -> Value:
+    """What `value` makes as an int8: y's zero point added, clamped."""
+    return lambda b, i: i8(call("clamp", value(b, i) + y.zero_point, *map(i32, op.clamp)))

@@ -12,7 +12,6 @@ import numpy as np
 
 from hwprune.float_graph import FloatConv2d, FloatLinear
 from hwprune.lower.mcu import emit
-from hwprune.lower.mcu.conv import Shape
 from hwprune.lower.mcu.emit import (
     Argument,
     Buffer,
@@ -27,6 +26,7 @@ from hwprune.lower.mcu.emit import (
     tirx,
 )
 from hwprune.lower.mcu.float_values import clamped
+from hwprune.lower.mcu.window import Shape
 from hwprune.quantize.graph import IntegerTensor
 
 TILE = 4  # output channels at a time

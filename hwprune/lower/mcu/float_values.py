@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy as np
 from hwprune import float_graph as floats
 from hwprune.lower.mcu import emit
 from hwprune.lower.mcu.emit import (
-    Argument,
     Buffer,
     CKernel,
     Expr,
@@ -19,16 +17,15 @@ from hwprune.lower.mcu.emit import (
     bind,
     build_function,
     call_float,
-    constant,
     f32,
     i32,
     loop,
     run,
     tirx,
 )
+from hwprune.lower.mcu.values import Tensors, arguments_of, each
 from hwprune.quantize.graph import IntegerTensor
 
-Tensors = Sequence[IntegerTensor]
 LOWEST = float(np.finfo(np.float32).min)
 UNBOUNDED = 3.0e38  # from here on a bound stands for none (lower/epilogue.py)
 
@@ -50,7 +47,7 @@ def pair(op: floats.FloatPair, inputs: Tensors, y: IntegerTensor) -> CKernel:
         first, second = b["x0"][i], b["x1"][T.floormod(i, channels) if gate else i]
         return clamped(bind(first * second if op.function == "mul" else first + second), op.bounds)
 
-    return _each(f"mcu.float.{op.function}", inputs, y, value)
+    return each(f"mcu.float.{op.function}", inputs, y, value)
 
 
 def function(op: floats.FloatFunction, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -62,7 +59,7 @@ def function(op: floats.FloatFunction, inputs: Tensors, y: IntegerTensor) -> CKe
             return clamped(x, (op.numbers[0], op.numbers[1]))
         return call_float(f"float_{op.function}", x, *map(f32, op.numbers))
 
-    return _each(f"mcu.float.{op.function}", inputs, y, value)
+    return each(f"mcu.float.{op.function}", inputs, y, value)
 
 
 def prelu(op: floats.FloatPrelu, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -73,7 +70,7 @@ def prelu(op: floats.FloatPrelu, inputs: Tensors, y: IntegerTensor) -> CKernel:
         x = bind(b["x0"][i])
         return tirx.Select(x > f32(0.0), x, x * b["c0"][T.floormod(i, slopes.size)])
 
-    return _each("mcu.float.prelu", inputs, y, value, (slopes,))
+    return each("mcu.float.prelu", inputs, y, value, (slopes,))
 
 
 def softmax(op: floats.FloatSoftmax, inputs: Tensors, y: IntegerTensor) -> CKernel:
@@ -85,7 +82,7 @@ def softmax(op: floats.FloatSoftmax, inputs: Tensors, y: IntegerTensor) -> CKern
             run("float_softmax", at(y, row * length), at(x0, row * length), i32(length))
 
     rows = prod(y.shape) // length
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.float.softmax", build_function(arguments, body), arguments)
 
 
@@ -115,7 +112,7 @@ def pool(op: floats.FloatPool, inputs: Tensors, y: IntegerTensor) -> CKernel:
                 place = (row * out_width + column) * channels + channel
                 T.buffer_store(y, clamped(made, op.bounds), [place])
 
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     rule = f"mcu.float.{'max' if op.maximum else 'avg'}_pool"
     return CKernel(rule, build_function(arguments, body), arguments)
 
@@ -137,32 +134,5 @@ def mean(op: floats.FloatMean, inputs: Tensors, y: IntegerTensor) -> CKernel:
             made = bind(acc[0] / f32(float(height * width)))
             T.buffer_store(y, clamped(made, op.bounds), [channel])
 
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.float.mean", build_function(arguments, body), arguments)
-
-
-def _arguments(
-    inputs: Tensors, y: IntegerTensor, constants: Sequence[np.ndarray] = ()
-) -> tuple[Argument, ...]:
-    return (
-        *(Argument(f"x{i}", t.dtype, prod(t.shape)) for i, t in enumerate(inputs)),
-        *(constant(f"c{i}", array) for i, array in enumerate(constants)),
-        Argument("y", y.dtype, prod(y.shape), const=False),
-    )
-
-
-def _each(
-    rule: str,
-    inputs: Tensors,
-    y: IntegerTensor,
-    value: Callable[[dict[str, Buffer], Expr], Expr],
-    constants: tuple[np.ndarray, ...] = (),
-) -> CKernel:
-    """A kernel that makes every element from those at its place: in place where that is asked."""
-    arguments = _arguments(inputs, y, constants)
-
-    def body(**b: Buffer) -> None:
-        with loop(prod(y.shape)) as i:
-            T.buffer_store(b["y"], value(b, i), [i])
-
-    return CKernel(rule, build_function(arguments, body), arguments, constants, in_place=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwprune.lower.mcu.conv import Shape
 from hwprune.lower.mcu.emit import Buffer, Expr, T, at, bind, i32, loop, run, tirx
+from hwprune.lower.mcu.window import Shape, emit_row
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,12 @@ class Gather:
                     run("set", at(s, start), i32(self.zero_point), i32(size))
 
     def _row(self, to: Expr, y: Expr, left: Expr, group: Expr) -> None:
-        shape, depth, taps = self.shape, self.shape.depth, self.shape.kernel[1]
         x, s, zero = self.buffers["x"], self.buffers["s"], i32(self.zero_point)
-        if shape.contiguous:
-            low = bind(tirx.max(i32(0), tirx.min(i32(taps), 0 - left)))
-            high = bind(tirx.max(low, tirx.min(i32(taps), shape.width - left)))
-            pixel = (y * shape.width + left + low) * depth
-            run("set", at(s, to), zero, low * depth)
-            run("copy", at(s, to + low * depth), at(x, pixel), (high - low) * depth)
-            run("set", at(s, to + high * depth), zero, (taps - high) * depth)
-            return
-        for j in range(taps):
-            column = bind(left + j * shape.dilation[1])
-            with T.If(tirx.all(column >= 0, column < shape.width)):
-                with T.Then():
-                    pixel = ((y * shape.width + column) * shape.groups + group) * depth
-                    run("copy", at(s, to + j * depth), at(x, pixel), i32(depth))
-                with T.Else():
-                    run("set", at(s, to + j * depth), zero, i32(depth))
+
+        def copy(k: Expr, pixel: Expr, count: Expr) -> None:
+            run("copy", at(s, to + k), at(x, pixel), i32(count))
+
+        def fill(k: Expr, count: Expr) -> None:
+            run("set", at(s, to + k), zero, i32(count))
+
+        emit_row(self.shape, y, left, group, copy, fill)

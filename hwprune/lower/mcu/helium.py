@@ -12,7 +12,6 @@ from math import prod
 import numpy as np
 
 from hwprune.lower.mcu import emit
-from hwprune.lower.mcu.conv import Shape
 from hwprune.lower.mcu.emit import (
     Argument,
     Buffer,
@@ -30,6 +29,7 @@ from hwprune.lower.mcu.emit import (
 )
 from hwprune.lower.mcu.gather import Gather
 from hwprune.lower.mcu.scaling import Scaling, folded_bias, scaling_of
+from hwprune.lower.mcu.window import Shape
 from hwprune.quantize.graph import Conv2d, IntegerTensor
 
 LANES = 16

@@ -14,6 +14,7 @@ import numpy as np
 
 from hwprune.errors import BudgetError
 from hwprune.lower.mcu.emit import CKernel
+from hwprune.lower.mcu.memory import aligned
 from hwprune.lower.mcu.printer import C_TYPES, print_kernel
 from hwprune.lower.mcu.rules import kernel_for
 from hwprune.lower.mcu.storage import (
@@ -197,12 +198,13 @@ class _Writer:
         name = self.functions.setdefault(text, f"k{len(self.functions)}_{op.kind}")
         constants = iter(kernel.constants)
         inputs = iter(op.inputs)
-        arguments = []
+        arguments, taken = [], 0  # bytes of scratch
         for argument in kernel.arguments:
             if argument.name == "y":
                 arguments.append(self._pointer(op.output, const=False))
-            elif argument.name == "s":
-                offset = self.storage.memory.offsets[scratch_name(index)]
+            elif argument.name.startswith("s"):
+                offset = self.storage.memory.offsets[scratch_name(index)] + taken
+                taken += aligned(argument.count * np.dtype(argument.dtype).itemsize)
                 kind = C_TYPES[argument.dtype]
                 arguments.append(f"({kind} *)(void *)(arena + {offset})")
             elif argument.name.startswith("x"):

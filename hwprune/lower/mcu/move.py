@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 from hwprune.float_graph import FloatPad
 from hwprune.lower.mcu.emit import (
-    Argument,
     Buffer,
     CKernel,
     Expr,
@@ -19,11 +17,12 @@ from hwprune.lower.mcu.emit import (
     loop,
     tirx,
 )
+from hwprune.lower.mcu.values import Tensors, arguments_of
 from hwprune.quantize import graph as ops
 from hwprune.quantize.graph import IntegerTensor
 
 
-def concat(op: ops.Concat, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+def concat(op: ops.Concat, inputs: Tensors, y: IntegerTensor) -> CKernel:
     """Tensors side by side along an axis."""
     axis = op.axis % len(y.shape)
     outer, row = prod(y.shape[:axis]), prod(y.shape[axis:])
@@ -36,23 +35,21 @@ def concat(op: ops.Concat, inputs: Sequence[IntegerTensor], y: IntegerTensor) ->
                     place = i * row + sum(sizes[:k]) + j
                     T.buffer_store(b["y"], b[f"x{k}"][i * size + j], [place])
 
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.concat", build_function(arguments, body), arguments)
 
 
-def pad(op: ops.Pad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+def pad(op: ops.Pad, inputs: Tensors, y: IntegerTensor) -> CKernel:
     """An int8 image with a border of one value."""
     return _bordered(op, inputs, y, i8(op.value))
 
 
-def float_pad(op: FloatPad, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+def float_pad(op: FloatPad, inputs: Tensors, y: IntegerTensor) -> CKernel:
     """A float32 image with zeros around it."""
     return _bordered(op, inputs, y, f32(0.0))
 
 
-def _bordered(
-    op: ops.Pad | FloatPad, inputs: Sequence[IntegerTensor], y: IntegerTensor, border: Expr
-) -> CKernel:
+def _bordered(op: ops.Pad | FloatPad, inputs: Tensors, y: IntegerTensor, border: Expr) -> CKernel:
     _, height, width, channels = inputs[0].shape
     top, left = op.padding[:2]
 
@@ -67,11 +64,11 @@ def _bordered(
                     T.buffer_store(y, border, [place])
 
     _, rows, columns, _ = y.shape
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.pad", build_function(arguments, body), arguments)
 
 
-def transpose(op: ops.Transpose, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+def transpose(op: ops.Transpose, inputs: Tensors, y: IntegerTensor) -> CKernel:
     """Axes in another order."""
     shape = inputs[0].shape
     strides = [prod(shape[axis + 1 :]) for axis in op.axes]
@@ -87,11 +84,11 @@ def transpose(op: ops.Transpose, inputs: Sequence[IntegerTensor], y: IntegerTens
 
         nest(0, 0, 0)
 
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.transpose", build_function(arguments, body), arguments)
 
 
-def copy(op: ops.Operator, inputs: Sequence[IntegerTensor], y: IntegerTensor) -> CKernel:
+def copy(op: ops.Operator, inputs: Tensors, y: IntegerTensor) -> CKernel:
     """The same elements at another place."""
 
     def body(x0: Buffer, y: Buffer) -> None:
@@ -99,12 +96,5 @@ def copy(op: ops.Operator, inputs: Sequence[IntegerTensor], y: IntegerTensor) ->
             T.buffer_store(y, x0[i], [i])
 
     count = prod(y.shape)
-    arguments = _arguments(inputs, y)
+    arguments = arguments_of(inputs, y)
     return CKernel("mcu.copy", build_function(arguments, body), arguments)
-
-
-def _arguments(inputs: Sequence[IntegerTensor], y: IntegerTensor) -> tuple[Argument, ...]:
-    return (
-        *(Argument(f"x{i}", t.dtype, prod(t.shape)) for i, t in enumerate(inputs)),
-        Argument("y", y.dtype, prod(y.shape), const=False),
-    )

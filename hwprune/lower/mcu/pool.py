@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from hwprune.lower.mcu import emit
 from hwprune.lower.mcu.emit import (
-    Argument,
     Buffer,
     CKernel,
     T,
@@ -18,6 +15,7 @@ from hwprune.lower.mcu.emit import (
     loop,
     tirx,
 )
+from hwprune.lower.mcu.values import arguments_of
 from hwprune.quantize.graph import INT8_MIN, AvgPool, IntegerTensor, MaxPool, Mean
 
 
@@ -26,7 +24,7 @@ def window(op: MaxPool | AvgPool, x: IntegerTensor, y: IntegerTensor) -> CKernel
     _, height, width, channels = x.shape
     maximum = isinstance(op, MaxPool)
     (kh, kw), (sh, sw), (top, left) = op.kernel, op.stride, op.padding[:2]
-    arguments = _arguments(x, y)
+    arguments = arguments_of((x,), y, names=("x",))
 
     def body(x: Buffer, y: Buffer) -> None:
         with loop(out_height) as row, loop(out_width) as column:
@@ -47,13 +45,13 @@ def window(op: MaxPool | AvgPool, x: IntegerTensor, y: IntegerTensor) -> CKernel
                 T.buffer_store(y, clamped, [(row * out_width + column) * channels + channel])
 
     _, out_height, out_width, _ = y.shape
-    return CKernel(f"mcu.{op.kind}", build_function(arguments, body), tuple(arguments))
+    return CKernel(f"mcu.{op.kind}", build_function(arguments, body), arguments)
 
 
 def mean(op: Mean, x: IntegerTensor, y: IntegerTensor) -> CKernel:
     """The mean of every channel, rescaled."""
     _, height, width, channels = x.shape
-    arguments = _arguments(x, y)
+    arguments = arguments_of((x,), y, names=("x",))
     start, zero_point = -height * width * x.zero_point, y.zero_point
 
     def body(x: Buffer, y: Buffer) -> None:
@@ -65,11 +63,4 @@ def mean(op: Mean, x: IntegerTensor, y: IntegerTensor) -> CKernel:
             scaled = call("requantize", acc[0], i32(op.multiplier), i32(op.shift)) + zero_point
             T.buffer_store(y, i8(call("clamp", scaled, *map(i32, op.clamp))), [channel])
 
-    return CKernel("mcu.mean", build_function(arguments, body), tuple(arguments))
-
-
-def _arguments(x: IntegerTensor, y: IntegerTensor) -> list[Argument]:
-    return [
-        Argument("x", "int8", prod(x.shape)),
-        Argument("y", "int8", prod(y.shape), const=False),
-    ]
+    return CKernel("mcu.mean", build_function(arguments, body), arguments)

@@ -3,6 +3,7 @@
 #ifndef HWPRUNE_KERNELS_H
 #define HWPRUNE_KERNELS_H
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
