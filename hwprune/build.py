@@ -29,14 +29,15 @@ from hwprune.lower import Lowered, lower
 from hwprune.lower.half import check_range
 from hwprune.lower.spec import numpy_type
 from hwprune.nvcc import compile_cubin
-from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, Target, required_isa
+from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, TF32, Target, required_isa
 from hwprune.toolchain import emulator, linker, runs_here
 
 CODE_BYTES = 4 << 20
 TOLERANCE = 1e-4  # relative to the largest output
 HALF_TOLERANCE = 3e-2  # in float16: sums of thousands of products, each rounded to 11 bits
 # Of a GPU, whose sums are float32: 8 and 16 units in the last place, for rounding errors add up.
-GPU_TOLERANCES = {FLOAT16: 8 * 2.0**-10, BFLOAT16: 16 * 2.0**-8}
+# Factors of TF32 have float16's mantissa.
+GPU_TOLERANCES = {FLOAT16: 8 * 2.0**-10, TF32: 8 * 2.0**-10, BFLOAT16: 16 * 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def _write_cubin(lowered: Lowered, target: Target, directory: Path) -> None:
 
 
 def outside(target: Target) -> str:
-    """The type of floating-point inputs and outputs: on a GPU what it computes in."""
-    return target.dtype if target.gpu is not None else FLOAT32
+    """The type of floating-point inputs and outputs: on a GPU that of its values."""
+    return target.storage if target.gpu is not None else FLOAT32
 
 
 def _array(tensor: Tensor, dtype: str) -> np.ndarray:
