@@ -24,6 +24,7 @@ from hwprune.latency import Outcome, Pair, Timing, network_costs
 from hwprune.predict.fill import MODEL
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
+from hwprune.row import describe
 from hwprune.target import BFLOAT16, FLOAT16, Target
 from hwprune.verify import Certificate
 
@@ -175,7 +176,7 @@ def add_estimate(report: dict[str, Any], found: Estimate) -> None:
             "newly_measured": found.kernels.measured,
             "newly_modelled": found.kernels.predicted,
             "reused": found.kernels.reused,
-            "failed": [w.op for w in found.kernels.failed],
+            "failed": [describe(w) for w in found.kernels.failed],
         }
 
 
@@ -204,7 +205,7 @@ def _latency(facts: Facts, timing: Timing) -> dict[str, Any]:
             "modelled": sources.modelled,
             "newly_measured": timing.kernels.measured,
             "reused": timing.kernels.reused,
-            "failed": [w.op for w in timing.kernels.failed],
+            "failed": [describe(w) for w in timing.kernels.failed],
         },
         "turns": timing.attempts,
         "kernels": _kernels(timing),

@@ -28,7 +28,7 @@ from hwprune.errors import LoweringError
 from hwprune.lower import Lowered, lower
 from hwprune.lower.half import check_range
 from hwprune.lower.spec import numpy_type
-from hwprune.nvcc import compile_cubin
+from hwprune.network_cubin import network_cubin
 from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, TF32, Target, required_isa
 from hwprune.toolchain import emulator, linker, runs_here
 
@@ -54,25 +54,27 @@ class Build:
     checked_by: str = ""
 
 
-def build(program: Program, target: Target, threads: int) -> Build:
+def build(program: Program, target: Target, threads: int, images: Tensor | None = None) -> Build:
     """Lower, compile, load and check a program; a foreign target's under an emulator, if any.
 
+    In float16 the range of its values is looked at on `images` (N, ...) too.
+
     Raises LoweringError if the compiled outputs differ from PyTorch's in float32 by more than
-    `tolerance` or a tensor is empty or too large, ArtifactError if the code does not run on this
-    CPU, ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is
-    no room for it.
+    `tolerance`, a kernel does not compile, or a tensor is empty or too large; ArtifactError if the
+    code does not run on this CPU or there is no room for it; ToolchainError if no C++ compiler is
+    there to link the library.
     """
     linker(target)
     check_room(tempfile.gettempdir(), _temporary_bytes(program))
     static = specialize(program)
-    lowered = lower(static, target, threads)
+    lowered = lower(static, target, threads, images)
     reference = run_torch(static)
     directory = Path(tempfile.gettempdir()) / f"hwprune-{uuid.uuid4().hex}"
     try:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
         if target.gpu is not None:
-            _write_cubin(lowered, target, directory)
+            _write_cubin(lowered, static, directory)
         manifest = _manifest(static, reference, target, threads)
         here = _runs_here(target)
         artifact = Artifact(directory, manifest, loaded=here)
@@ -100,11 +102,9 @@ def _runs_here(target: Target) -> bool:
     return target.runner == "local" or runs_here(target)
 
 
-def _write_cubin(lowered: Lowered, target: Target, directory: Path) -> None:
+def _write_cubin(lowered: Lowered, program: Program, directory: Path) -> None:
     """The machine code of a GPU's kernels, beside the library."""
-    assert target.gpu is not None
-    source = lowered.cuda_source()
-    cubin = compile_cubin(source, target.gpu.architecture)
+    source, cubin = network_cubin(lowered, program)
     (directory / CUBIN).write_bytes(cubin.code)
     (directory / CUBIN_SOURCE).write_text(digest(source) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from hwprune.lower.for_target import fuse_for
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.reference import evaluate, pack, unpack
 from hwprune.lower.spec import ARITHMETIC, NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
+from hwprune.pipeline import compile_pruned
 from hwprune.target import load_target
 from tests.cuda_cases import CASES, conv, image
 
@@ -206,3 +208,53 @@ def test_overflow_of_half_is_named() -> None:
         lower(program, in_dtype(TARGET, "float16"), 1)
     assert "self.layer(x)" in str(raised.value) or "linear" in str(raised.value)
     assert lower(program, in_dtype(TARGET, "bfloat16"), 1).calls[0].workload.op == "linear"
+
+
+class Clamped(nn.Module):
+    """A product whose large results are clamped in registers, and one whose results are stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 32, 1, bias=False), nn.Conv2d(32, 8, 1, bias=False)
+        nn.init.constant_(self.first.weight, 300.0)
+        nn.init.constant_(self.second.weight, 500.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """500 times the clamped sum of what is given."""
+        x = nn.functional.relu6(self.first(x))
+        return self.second(x)
+
+
+def test_only_stored_values_can_overflow_on_a_gpu() -> None:
+    """Sums and what follows in a kernel are float32; on a CPU with float16 sums are too."""
+    loud = torch.full((2, 4, 2, 2), 100.0)
+    net = Clamped()
+    nn.init.constant_(net.second.weight, 1.0)
+    program = specialize(capture(net, (loud,)))
+    assert lower(program, in_dtype(TARGET, "float16"), 1).calls
+    with pytest.raises(LoweringError, match="float16 ends at 65504"):
+        lower(program, in_dtype(load_target("cortex-a76"), "float16"), 1)
+
+
+def test_calibration_images_show_what_overflows() -> None:
+    """The example input is quiet; one image of many is not, and its layer is named."""
+    quiet = torch.zeros(2, 4, 2, 2)
+    images = torch.zeros(5, 4, 2, 2)
+    images[4] = 1.0  # alone in the last batch, which is filled with the first again
+    program = specialize(capture(Clamped(), (quiet,)))
+    target = in_dtype(TARGET, "float16")
+    assert lower(program, target, 1).calls
+    assert lower(program, target, 1, images[:4]).calls
+    with pytest.raises(LoweringError, match=r"is 9\.6e\+04, and float16 ends at 65504") as raised:
+        lower(program, target, 1, images)
+    assert "self.second(x)" in str(raised.value)
+
+
+def test_compile_looks_at_the_range_on_calibration_images(tmp_path: Path) -> None:
+    quiet = torch.zeros(2, 4, 2, 2)
+    with pytest.raises(LoweringError, match="float16 ends at 65504"):
+        compile_pruned(
+            Clamped(), (quiet,), out=tmp_path / "art", target="nvidia-h200", dtype="float16",
+            macs="90%", calibrate=quiet + 1, recover="none", aggregate="sum", importance="l1",
+        )  # fmt: skip
+    assert not (tmp_path / "art").exists()
