@@ -93,15 +93,13 @@ def curve(subject: Subject, costs: Sequence[Cost]) -> list[Row]:
 def gain(row: Mapping[str, Any], measured_us: Mapping[str, float] | None = None) -> float:
     """How much more importance the latency-aware plan keeps than a MACs-aware one of its latency.
 
-    Where both were measured and differ, the latter's is read off its curve at the former's latency.
+    That is read off the curve of such plans at the former's latency. `measured_us`: of both plans,
+    by system; the curve's latencies are then taken to be wrong by the same factor.
     """
     aware, counted = row[AWARE], row[COUNTED]
-    kept = counted["importance_kept"]
-    if measured_us is not None:
-        points = sorted(
-            (p["predicted_us"], p["importance_kept"]) for p in [*row["macs_curve"], counted]
-        )
-        times, shares = zip(*points, strict=True)
-        scale = counted["predicted_us"] / measured_us[COUNTED]
-        kept = float(np.interp(scale * measured_us[AWARE], times, shares))
-    return float(aware["importance_kept"] / kept - 1.0)
+    us = measured_us or {system: row[system]["predicted_us"] for system in (AWARE, COUNTED)}
+    points = [*row["macs_curve"], counted]
+    ends = sorted((point["predicted_us"], point["importance_kept"]) for point in points)
+    times, shares = zip(*ends, strict=True)
+    at_us = us[AWARE] * counted["predicted_us"] / us[COUNTED]
+    return float(aware["importance_kept"] / np.interp(at_us, times, shares) - 1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda, cuda_kernels, cuda_plans
+from benchmarks import aware_vs_blind, cuda, cuda_kernels, cuda_plans
 from hwprune.dtype import in_dtype
 from hwprune.errors import ArtifactError, LoweringError, TargetError
 from hwprune.lower.cuda.source import kernel_code
@@ -94,6 +94,9 @@ def test_importance_is_compared_at_the_same_measured_latency() -> None:
     assert cuda_plans.gain(PLANNED) == pytest.approx(0.8 / 0.7 - 1)
     same = {"hwprune_latency": 3.0, "hwprune_macs": 3.0}
     assert cuda_plans.gain(PLANNED, same) == pytest.approx(0.8 / 0.7 - 1)
+    shorter = PLANNED | {"hwprune_macs": {"importance_kept": 0.5, "predicted_us": 2.2}}
+    between = 0.5 + (1.0 - 0.5) * (2.6 - 2.2) / (5.0 - 2.2)  # on the curve, at the same latency
+    assert cuda_plans.gain(shorter) == pytest.approx(0.8 / between - 1)
     slower = {"hwprune_latency": 3.0, "hwprune_macs": 6.0}
     assert cuda_plans.gain(PLANNED, slower) == pytest.approx(0.8 / 0.3 - 1)
 
@@ -104,6 +107,7 @@ def test_plans_of_a_network_take_the_same_time(
 ) -> None:
     monkeypatch.setenv("HWPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(cuda_plans, "CURVE", (0.6, 0.8))
+    monkeypatch.setattr(aware_vs_blind, "BISECTIONS", 5)
     programs, row = cuda_plans.make_plans("rnet", 512, "nvidia-h200", "float16", "80%")
     aware, counted = row["hwprune_latency"], row["hwprune_macs"]
     assert "not calibrated" in row["latencies"]
