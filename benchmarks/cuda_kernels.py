@@ -8,6 +8,9 @@ nvcc, in every dtype, and what ptxas reports of it is compared with what the tar
 that does not compile is kept, with the compiler's message. Nothing was run: these numbers say that
 the kernels can start, not how fast they are.
 
+ptxas may spill a few registers so that one more block fits a multiprocessor. What spills is
+compiled again for one block: `alone` is what it takes then, and if that spills nothing, this is why.
+
 Kernels are known by their source, architecture and compiler. Rows of FILE whose kernels are still
 the same are kept, and so a run that was stopped goes on where it was.
 """
@@ -15,6 +18,7 @@ the same are kept, and so a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +33,8 @@ TARGETS = ("nvidia-h200", "nvidia-a100", "jetson-orin")  # sm_90, sm_80, sm_87
 DTYPES = ("float16", "float32", "tf32", "bfloat16")
 BATCH = 32
 TOGETHER = 16  # kernels in one call of nvcc
-TAKEN = ("registers", "static_shared_bytes", "spill_bytes", "stack_bytes", "failed")
+TAKEN = ("registers", "static_shared_bytes", "spill_bytes", "stack_bytes", "alone", "failed")
+BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
 Row = dict[str, Any]
 Group = tuple[str, str, str]  # network, target, dtype
 
@@ -87,7 +92,22 @@ def taken(works: Sequence[Any], target: Any) -> list[Row]:
             return [{"failed": str(error)}]
         return [row for work in works for row in taken([work], target)]
     parts = [[r for n, r in found.items() if n.startswith(f"{f}_kernel")] for f in functions]
-    return [_summed(part) for part in parts]
+    rows = [_summed(part) for part in parts]
+    for work, row in zip(works, rows, strict=True):
+        if row.get("spill_bytes"):
+            row["alone"] = alone(work, target)
+    return rows
+
+
+def alone(work: Any, target: Any) -> Row:
+    """What a kernel takes where ptxas need not have more than one block on a multiprocessor."""
+    from hwprune.lower.cuda.source import cuda_source
+    from hwprune.lower.kernels import kernel_for, tvm_target
+    from hwprune.nvcc import compile_cubin
+
+    source = cuda_source({"k": kernel_for(work, target, 1).func}, tvm_target(target))
+    bounded = BOUNDS.sub(r"__launch_bounds__(\1, 1)", source)
+    return _summed(list(compile_cubin(bounded, target.gpu.architecture).kernels.values()))
 
 
 def _summed(kernels: Sequence[Any]) -> Row:
@@ -137,29 +157,46 @@ def rows_of(entries: Sequence[Entry], known: Mapping[str, Row]) -> Iterator[list
 
 def facts_of(rows: Sequence[Row]) -> dict[str, Row]:
     """What compiled kernels take, by the digest of their source."""
-    return {r["source"]: {k: r[k] for k in TAKEN if k in r} for r in rows if "source" in r}
+    whole = [r for r in rows if "source" in r and ("alone" in r or not r.get("spill_bytes"))]
+    return {r["source"]: {k: r[k] for k in TAKEN if k in r} for r in whole}
 
 
 def problems(rows: Sequence[Row], limits: Mapping[str, int]) -> list[Row]:
-    """The kernels that do not compile, spill, or take more than the target's blocks have."""
+    """The kernels that do not compile, must spill, or take more than the target's blocks have."""
     return [
         r
         for r in rows
         if "failed" in r
-        or r["spill_bytes"]
+        or (r["spill_bytes"] and not is_traded(r))
         or r["registers"] > REGISTER_LIMIT
         or (r["dynamic_shared_bytes"] or 0) + r["static_shared_bytes"] > limits[r["target"]]
     ]
 
 
+def is_traded(row: Row) -> bool:
+    """Whether a kernel spills by ptxas's choice, for the sake of one more block."""
+    return "alone" in row and not row["alone"].get("spill_bytes", 1)
+
+
+def why(row: Row) -> str:
+    """What is wrong with a kernel, in a few words."""
+    if "failed" in row:
+        return str(row["failed"])
+    text = f"{row['registers']} registers, {row['spill_bytes']} bytes spilled"
+    if "alone" not in row:
+        return text
+    return f"{text}; of one block {row['alone']['registers']}, {row['alone']['spill_bytes']}"
+
+
 def summary(rows: Sequence[Row], limits: Mapping[str, int]) -> list[Row]:
-    """For every network, target and dtype: kernels, problems, the most registers."""
+    """For every network, target and dtype: kernels, problems, `traded` ones, the most registers."""
     wrong = Counter(map(group_of, problems(rows, limits)))
+    given = Counter(group_of(row) for row in rows if is_traded(row))
     found = []
     for group, count in Counter(map(group_of, rows)).items():
         most = [r["registers"] for r in rows if group_of(r) == group and "registers" in r]
         row: Row = dict(zip(("model", "target", "dtype"), group, strict=True))
-        numbers = {"kernels": count, "problems": wrong[group]}
+        numbers = {"kernels": count, "problems": wrong[group], "traded": given[group]}
         found.append({**row, **numbers, "most_registers": max(most, default=0)})
     return found
 
@@ -215,15 +252,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = collect(asked, common.rows_of(options.out), compiler, options.out)
     gpus = {name: load_target(name).gpu for name in {row["target"] for row in rows}}
     limits = {name: gpu.shared_bytes_per_block for name, gpu in gpus.items() if gpu}
+    shown = [*problems(rows, limits), *filter(is_traded, rows)]
     common.table(
         "Kernels that do not compile, spill or do not fit",
         ("model", "target", "dtype", "kernel", "what"),
-        [
-            (r["model"], r["target"], r["dtype"], f"{r['rule']} {r['kernel']}",
-             str(r.get("failed") or f"{r['registers']} registers, {r['spill_bytes']} spilled"))
-            for r in problems(rows, limits)
-        ],
-    )  # fmt: skip
+        [(*group_of(r), f"{r['rule']} {r['kernel']}", why(r)) for r in shown],
+    )
     facts = {"nvcc": compiler, "summary": summary(rows, limits)}
     common.finish(options.out, rows, facts=facts)
 

@@ -154,7 +154,15 @@ def test_kernels_that_spill_or_do_not_fit_are_found() -> None:
         {**good, "dynamic_shared_bytes": 901},
         {"target": "t", "failed": "nvcc says no"},
     ]
-    assert cuda_kernels.problems([good, *bad], {"t": 1000}) == bad
+    traded = {**good, "spill_bytes": 4, "alone": {"registers": 120, "spill_bytes": 0}}
+    bad.append({**traded, "dynamic_shared_bytes": 901})
+    bad.append({**traded, "alone": {"registers": 255, "spill_bytes": 8}})
+    assert cuda_kernels.problems([good, traded, *bad], {"t": 1000}) == bad
+    assert "of one block 120, 0" in cuda_kernels.why(traded)
+    named = {"model": "m", "target": "t", "dtype": "d"}
+    rows = [{**row, **named} for row in (good, traded, *bad)]
+    (found,) = cuda_kernels.summary(rows, {"t": 1000})
+    assert (found["kernels"], found["problems"], found["traded"]) == (7, 5, 2)
 
 
 def test_kernels_that_are_known_are_not_compiled_again(
@@ -191,14 +199,35 @@ def test_kernels_that_are_known_are_not_compiled_again(
     assert compiled[3:] == [2, 1]
 
 
+def test_a_kernel_that_spills_is_compiled_for_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spill(source: str, _: str) -> Cubin:
+        one = re.search(r"__launch_bounds__\(\d+, 1\)", source)
+        names = set(re.findall(r"(k\d*_kernel\w*)\(", source))
+        return Cubin(b"", dict.fromkeys(names, Resources(99, 0, 0, 0) if one else SPILLS))
+
+    monkeypatch.setattr("hwprune.nvcc.compile_cubin", spill)
+    target = in_dtype(load_target("nvidia-h200"), "float16")
+    (row,) = cuda_kernels.taken([CASES["linear"]], target)
+    assert (row["spill_bytes"], row["alone"]["registers"], row["alone"]["spill_bytes"]) == (
+        16,
+        99,
+        0,
+    )
+    before = {"source": "x", "spill_bytes": 16}  # of a run that did not ask this
+    assert cuda_kernels.facts_of([before, {"source": "y", **row}]) == {"y": row}
+
+
+SPILLS = Resources(80, 0, 16, 8)
+
+
 def test_a_kernel_that_does_not_compile_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: str, _: str) -> Cubin:
         if "exp" in kernel_code(source):
             raise LoweringError("nvcc says no")
-        return Cubin(b"", {"k0_kernel": Resources(40, 1, 2, 3)})
+        return Cubin(b"", {"k0_kernel": Resources(40, 1, 0, 3)})
 
     monkeypatch.setattr("hwprune.nvcc.compile_cubin", refuse)
     target = in_dtype(load_target("nvidia-h200"), "float16")
     rows = cuda_kernels.taken([CASES["linear"], CASES["softmax"]], target)
-    taken = {"registers": 40, "static_shared_bytes": 1, "spill_bytes": 2, "stack_bytes": 3}
+    taken = {"registers": 40, "static_shared_bytes": 1, "spill_bytes": 0, "stack_bytes": 3}
     assert rows == [taken, {"failed": "nvcc says no"}]
