@@ -9,7 +9,7 @@ that does not compile is kept, with the compiler's message. Nothing was run: the
 the kernels can start, not how fast they are.
 
 ptxas may spill a few registers so that one more block fits a multiprocessor. What spills is
-compiled again for one block: `alone` is what it takes then, and if that spills nothing, this is why.
+compiled again for one block: `alone` is what it takes then; if that spills nothing, this is why.
 
 Kernels are known by their source, architecture and compiler. Rows of FILE whose kernels are still
 the same are kept, and so a run that was stopped goes on where it was.
@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,23 @@ class Entry:
 
 def workloads(model: str, target: Any, batch: int) -> list[Any]:
     """The distinct kernels of a network on a target, in order."""
+    from hwprune.lower.for_target import fuse_for
+
+    return list(dict.fromkeys(c.workload for c in fuse_for(_folded(model, batch), target).calls))
+
+
+@cache
+def _folded(model: str, batch: int) -> Any:
+    """A network as every target's kernels are found in it."""
     import torch
 
     from examples.models import build, example_input
     from hwprune.capture import capture, specialize
     from hwprune.lower import fold_batch_norm
-    from hwprune.lower.for_target import fuse_for
 
     torch.set_num_threads(1)
-    network = build(model).eval()
-    program = specialize(capture(network, (example_input(model, batch),)))
-    return list(dict.fromkeys(c.workload for c in fuse_for(fold_batch_norm(program), target).calls))
+    program = capture(build(model).eval(), (example_input(model, batch),))
+    return fold_batch_norm(specialize(program))
 
 
 def digest(work: Any, target: Any, compiler: str) -> str:
