@@ -24,7 +24,7 @@ from hwprune.estimate import Estimate
 from hwprune.latency import Outcome, Timing, network_costs
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
-from hwprune.target import FLOAT16, Target
+from hwprune.target import BFLOAT16, FLOAT16, Target
 from hwprune.verify import Certificate
 
 HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
@@ -115,7 +115,7 @@ def _origin(facts: Facts) -> dict[str, Any]:
 
 def _sizes(program: Program, macs: float, target: Target) -> dict[str, Any]:
     tensors = list(program.module.parameters())
-    halves = 2 if target.dtype == FLOAT16 else 1
+    halves = 2 if target.storage in (FLOAT16, BFLOAT16) else 1
     return {
         "params": sum(t.numel() for t in tensors),
         "macs": int(macs),

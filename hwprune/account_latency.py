@@ -11,6 +11,7 @@ from typing import Any
 from hwprune.estimate import Estimate, Span
 from hwprune.latency import Pair, Timing
 from hwprune.predict.fill import MODEL
+from hwprune.row import describe
 
 FALLBACK = "fallback"
 
@@ -67,7 +68,7 @@ def add_estimate(report: dict[str, Any], found: Estimate) -> None:
             "newly_measured": found.kernels.measured,
             "newly_modelled": found.kernels.predicted,
             "reused": found.kernels.reused,
-            "failed": [w.op for w in found.kernels.failed],
+            "failed": [describe(w) for w in found.kernels.failed],
         }
 
 
@@ -97,7 +98,7 @@ def measured(timing: Timing) -> dict[str, Any]:
             "modelled": sources.modelled,
             "newly_measured": timing.kernels.measured,
             "reused": timing.kernels.reused,
-            "failed": [w.op for w in timing.kernels.failed],
+            "failed": [describe(w) for w in timing.kernels.failed],
         },
         "turns": timing.attempts,
         "kernels": _kernels(timing),

@@ -28,15 +28,16 @@ from hwprune.errors import LoweringError
 from hwprune.lower import Lowered, lower
 from hwprune.lower.half import check_range
 from hwprune.lower.spec import numpy_type
-from hwprune.nvcc import compile_cubin
-from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, Target, required_isa
+from hwprune.network_cubin import network_cubin
+from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, TF32, Target, required_isa
 from hwprune.toolchain import emulator, linker, runs_here
 
 CODE_BYTES = 4 << 20
 TOLERANCE = 1e-4  # relative to the largest output
 HALF_TOLERANCE = 3e-2  # in float16: sums of thousands of products, each rounded to 11 bits
 # Of a GPU, whose sums are float32: 8 and 16 units in the last place, for rounding errors add up.
-GPU_TOLERANCES = {FLOAT16: 8 * 2.0**-10, BFLOAT16: 16 * 2.0**-8}
+# Factors of TF32 have float16's mantissa.
+GPU_TOLERANCES = {FLOAT16: 8 * 2.0**-10, TF32: 8 * 2.0**-10, BFLOAT16: 16 * 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,27 @@ class Build:
     checked_by: str = ""
 
 
-def build(program: Program, target: Target, threads: int) -> Build:
+def build(program: Program, target: Target, threads: int, images: Tensor | None = None) -> Build:
     """Lower, compile, load and check a program; a foreign target's under an emulator, if any.
 
+    In float16 the range of its values is looked at on `images` (N, ...) too.
+
     Raises LoweringError if the compiled outputs differ from PyTorch's in float32 by more than
-    `tolerance` or a tensor is empty or too large, ArtifactError if the code does not run on this
-    CPU, ToolchainError if no C++ compiler is there to link the library, ArtifactError if there is
-    no room for it.
+    `tolerance`, a kernel does not compile, or a tensor is empty or too large; ArtifactError if the
+    code does not run on this CPU or there is no room for it; ToolchainError if no C++ compiler is
+    there to link the library.
     """
     linker(target)
     check_room(tempfile.gettempdir(), _temporary_bytes(program))
     static = specialize(program)
-    lowered = lower(static, target, threads)
+    lowered = lower(static, target, threads, images)
     reference = run_torch(static)
     directory = Path(tempfile.gettempdir()) / f"hwprune-{uuid.uuid4().hex}"
     try:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
         if target.gpu is not None:
-            _write_cubin(lowered, target, directory)
+            _write_cubin(lowered, static, directory)
         manifest = _manifest(static, reference, target, threads)
         here = _runs_here(target)
         artifact = Artifact(directory, manifest, loaded=here)
@@ -99,18 +102,16 @@ def _runs_here(target: Target) -> bool:
     return target.runner == "local" or runs_here(target)
 
 
-def _write_cubin(lowered: Lowered, target: Target, directory: Path) -> None:
+def _write_cubin(lowered: Lowered, program: Program, directory: Path) -> None:
     """The machine code of a GPU's kernels, beside the library."""
-    assert target.gpu is not None
-    source = lowered.cuda_source()
-    cubin = compile_cubin(source, target.gpu.architecture)
+    source, cubin = network_cubin(lowered, program)
     (directory / CUBIN).write_bytes(cubin.code)
     (directory / CUBIN_SOURCE).write_text(digest(source) + "\n")
 
 
 def outside(target: Target) -> str:
-    """The type of floating-point inputs and outputs: on a GPU what it computes in."""
-    return target.dtype if target.gpu is not None else FLOAT32
+    """The type of floating-point inputs and outputs: on a GPU that of its values."""
+    return target.storage if target.gpu is not None else FLOAT32
 
 
 def _array(tensor: Tensor, dtype: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The type in which a network is computed: float32, or a shorter one where a device has it.
+"""The type in which a network is computed: float32, or a coarser one where a device has it.
 
 In: a `Target` and the name of a type. Out: the target as it computes in that type.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hwprune.errors import TargetError
-from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, Target
+from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, TF32, Target
 
-DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+DTYPES = (FLOAT32, FLOAT16, BFLOAT16, TF32)
 FEATURE = "asimdhp"  # Linux's name of Armv8.2's vectors of half precision
+ARM = f"an Arm target whose isa.features have {FEATURE}, or "
 
 
 def in_dtype(target: Target, dtype: str) -> Target:
     """The target with `dtype` for its activations, weights and multiply-adds.
+
+    In TF32 activations and weights are float32 (`Target.storage`), and only products are coarser.
 
     Raises TargetError where there is no such type, or the target has no arithmetic of it.
     """
@@ -31,8 +34,7 @@ def in_dtype(target: Target, dtype: str) -> Target:
         raise TargetError(
             f"target {target.name!r} has no arithmetic in {dtype}",
             where="dtype",
-            hint=f"leave it out, or choose an Arm target whose isa.features have {FEATURE}, or a "
-            "GPU",
+            hint=f"leave it out, or choose {ARM if dtype == FLOAT16 else ''}a GPU",
         )
     return replace(target, dtype=dtype)
 

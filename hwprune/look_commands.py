@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hwprune.commands import app
@@ -150,6 +151,8 @@ def profile_command(
     else:
         for warning in done.warnings:
             Console(stderr=True).print(f"[yellow]warning:[/] {warning}")
+        for line in done.failed:
+            Console(stderr=True).print("[yellow]failed:[/]", escape(line), soft_wrap=True)
         if done.model:
             Console().print(f"{done.predicted} kernels predicted, not measured: {done.model}")
         Console().print(

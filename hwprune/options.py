@@ -34,8 +34,8 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="What the device computes in: float32 (usual); float16 or bfloat16 where it has them; "
-        "int8 (usual) or float32 on a microcontroller.",
+        help="What the device computes in: float32 (usual); float16, bfloat16 or tf32 where it "
+        "has them; int8 (usual) or float32 on a microcontroller.",
     ),
 ]
 FloatFallback = Annotated[

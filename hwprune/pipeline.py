@@ -180,7 +180,8 @@ def compile_pruned(
     )  # fmt: skip
     timing = result.outcome.timing
     with clock.stage("compile pruned"):
-        final = build(result.program, result.target, threads)
+        images = as_images(options.get("calibrate"), result.dense)
+        final = build(result.program, result.target, threads, images)
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
     result.report["dtype"] = dtype

@@ -33,5 +33,5 @@ def profile_gpu(
         with clock.stage("measure kernels") as advance:
             done = measure_gpu(gpu, needed, advance)
         path, board = str(gpu.table.path), f"{gpu.facts.name}, level 2 not flushed"
-    failed = tuple(w.op for w in done.failed)
+        failed = gpu.table.failures(needed, 1)
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path, board=board)

@@ -65,7 +65,7 @@ def profile(
     with open_bench(chosen, threads, boards) as bench, clock.stage(what) as advance:
         done = measure_kernels(prepared, bench.table, advance, bench.boards)
         path = str(bench.table.path)
-    failed = tuple(w.op for w in done.failed)
+        failed = bench.table.failures(done.failed, threads)
     return ProfileResult(
         done.measured, done.reused, failed, done.seconds, path,
         predicted=done.predicted, model=describe_model(chosen, threads) if predicted else "",

@@ -52,9 +52,14 @@ def provenance_of(target: Target) -> Provenance:
     return Provenance(
         fingerprint=device_fingerprint(read_cpu()),
         toolchain=f"{compiler} {target.name} {digest}",
-        schedule=schedule_version(),
+        schedule=_gpu_schedules() if target.gpu is not None else schedule_version(),
         versions=f"hwprune {_version('hwprune')}, {compiler}",
     )
+
+
+def _gpu_schedules() -> str:
+    """With the device functions in C that the kernels of GPUs call, and nvcc's options."""
+    return _digest([schedule_version(), _sources("lower/cuda", "nvcc.py")])
 
 
 def _emulated(target: Target, mcu: Mcu) -> Provenance:

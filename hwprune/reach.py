@@ -35,7 +35,7 @@ def check_latency(
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
     done = obtain(workloads, prepared.target, threads, table, progress=advance, boards=boards)
-    if done.failed:
+    if table.failures(workloads, threads):
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)
     least_us = sum(count * table.latency_us(narrow, threads) for narrow, _, count in stay)

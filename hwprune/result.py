@@ -57,8 +57,9 @@ class PruneResult:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What `profile` did: rows measured, reused and failed, and the table they are in.
+    """What `profile` did: rows measured and reused, and the table they are in.
 
+    `failed` has a line for every kernel that could not be measured, with the reason.
     Of a device that is not here rows are `predicted`, by a `model` in a line. `board` is what was
     measured on, empty for this machine; `warnings` make its rows doubtful.
     """

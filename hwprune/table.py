@@ -135,6 +135,11 @@ class LatencyTable:
             )
         return row.median_us
 
+    def failures(self, workloads: Iterable[Workload], threads: int) -> tuple[str, ...]:
+        """Those of the kernels that have failed, a line each with the reason."""
+        rows = (self.get(w, threads) for w in dict.fromkeys(workloads))
+        return tuple(f"{describe(r.workload)}: {r.failure}" for r in rows if r and r.failure)
+
     def rows(self) -> Iterator[Row]:
         """Every row of this toolchain and schedule version. Raises TableError on a corrupt one."""
         with self._explained():

@@ -21,6 +21,7 @@ from hwprune.target_schema import read_toml
 
 FILE = "target.toml"
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
+TF32 = "tf32"  # float32 in memory; products of factors with 10 bits of mantissa
 MCU_NEEDS = {
     "mcu": ("core", "prefix", "flags"),
     "memory": ("sram_bytes", "flash_bytes"),
@@ -105,6 +106,11 @@ class Target:
     mcu: Mcu | None = None  # for kind "mcu"
     gpu: Gpu | None = None  # for kind "cuda"
     dtype: str = FLOAT32  # in which networks are computed for it: see `hwprune.dtype`
+
+    @property
+    def storage(self) -> str:
+        """The type of values and weights in memory: `dtype`, or float32 for TF32."""
+        return FLOAT32 if self.dtype == TF32 else self.dtype
 
     @property
     def lanes(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hwprune.lower.spec import (
+    ARITHMETIC,
     NHWC,
     NHWC_LAST,
     PLAIN,
@@ -69,6 +72,11 @@ def linear(rows: int, depth: int, out: int, dtype: str = HALF) -> Workload:
     return work("linear", (source,), result, BIAS, params)
 
 
+def coarse(workload: Workload) -> Workload:
+    """A product in TF32."""
+    return replace(workload, attrs=tuple(sorted((*workload.attrs, (ARITHMETIC, "tf32")))))
+
+
 def attention(causal: bool, *masks: TensorSpec) -> Workload:
     """Queries, keys and values where one projection left them; the result where one reads it."""
     parts = tuple(spec(1, 2, 19, 16, layout=f"view:0,2,{i}/3,1,3") for i in range(3))
@@ -92,12 +100,14 @@ CASES: dict[str, Workload] = {
     "conv_grouped": conv(image(1, 32, 7, 7), 32, 3, groups=4),
     "conv_grouped_unaligned": conv(image(1, 20, 7, 7), 12, 3, groups=2),
     "conv_float32": conv(image(1, 24, 9, 9, dtype="float32"), 40, 3),
+    "conv_tf32": coarse(conv(image(1, 24, 9, 9, dtype="float32"), 40, 3)),
     "conv_bfloat16_dilated": conv(image(1, 16, 9, 9, dtype="bfloat16"), 16, 3, dilation=2),
     "depthwise": conv(image(1, 20, 9, 9), 20, 3, groups=20),
     "depthwise_strided_float32": conv(image(1, 12, 9, 9, dtype="float32"), 12, 5, 2, groups=12),
     "linear": linear(50, 96, 64),
     "linear_odd": linear(5, 33, 30),
     "linear_float32": linear(9, 50, 10, "float32"),
+    "linear_tf32": coarse(linear(20, 48, 16, "float32")),
     "max_pool": work(
         "max_pool2d", (image(2, 20, 9, 9),), image(2, 20, 5, 5), dilation=(1, 1), **POOL
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,19 +23,16 @@ from hwprune.lower.cuda.tiles import TENSOR_TILES, VECTOR_TILES, choose
 from hwprune.lower.for_target import fuse_for
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.reference import evaluate, pack, unpack
-from hwprune.lower.spec import NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
+from hwprune.lower.spec import ARITHMETIC, NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
+from hwprune.pipeline import compile_pruned
 from hwprune.target import load_target
-from tests.cuda_cases import CASES, conv, image, linear
+from tests.cuda_cases import CASES, conv, image
 
 TARGET = load_target("nvidia-h200")
 # Half a unit in the last place of the result, and what rounded products of it add: float32's sums
 # have an error of their own; TF32 rounds factors to 10 bits of mantissa.
 TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 2e-6, "tf32": 1e-3}
 LARGE = "conv_in_a_tile_of_eight_warps"
-TF32 = {
-    "conv": conv(image(1, 24, 9, 9, dtype="float32"), 40, 3),
-    "linear": linear(20, 48, 16, "float32"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +41,13 @@ def kernels() -> tuple[list[str], EmulatedKernels]:
     made: dict[str, Kernel] = {}
     for name, workload in CASES.items():
         made[name] = kernel_for(workload, TARGET, 1)
-    for name, workload in TF32.items():
-        found = schedule(workload, TARGET, tf32=True)
-        assert found is not None
-        made[f"tf32_{name}"] = found
     assert TARGET.gpu is not None
     small = replace(TARGET, gpu=replace(TARGET.gpu, sms=1))  # which gets the largest tile
     made[LARGE] = kernel_for(conv(image(2, 64, 8, 8), 128, 3), small, 1)
     return list(made), EmulatedKernels(list(made.values()), TARGET)
 
 
-@pytest.mark.parametrize("name", [*CASES, *(f"tf32_{name}" for name in TF32), LARGE])
+@pytest.mark.parametrize("name", [*CASES, LARGE])
 def test_kernel_equals_torch(name: str, kernels: tuple[list[str], EmulatedKernels]) -> None:
     names, emulated = kernels
     i = names.index(name)
@@ -70,7 +64,7 @@ def test_kernel_equals_torch(name: str, kernels: tuple[list[str], EmulatedKernel
     got = emulated.run(i, [*map(_physical, inputs, workload.inputs), *packed])
     found = unpack(torch.from_numpy(got.astype(np.float64)), workload.output)
     assert np.isfinite(got.astype(np.float32)).all()  # the channels that pad a pixel included
-    tolerance = TOLERANCES["tf32" if name.startswith("tf32") else workload.output.dtype]
+    tolerance = TOLERANCES[dict(workload.attrs).get(ARITHMETIC, workload.output.dtype)]
     assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
 
 
@@ -106,18 +100,23 @@ class Net(nn.Module):
         return self.head(nn.functional.max_pool2d(x, 2).mean((2, 3)))
 
 
-def test_a_network_of_kernels_equals_torch() -> None:
-    """The calls in order, through their aliases, in float16."""
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [("float16", 1e-5, 2e-3), ("tf32", 1e-5, 2e-3), ("float32", 0, 1e-6)],
+)
+def test_a_network_of_kernels_equals_torch(dtype: str, least: float, most: float) -> None:
+    """The calls in order, through their aliases; rounding shows that a type is what it says."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16)
-    target = in_dtype(TARGET, "float16")
+    target = in_dtype(TARGET, dtype)
     folded = fold_batch_norm(specialize(capture(Net().eval(), (x,))))
     fused = fuse_for(folded, target)
-    assert {t.dtype for c in fused.calls for t in c.workload.inputs} == {"float16"}
+    assert fused.dtype == target.storage
+    assert {t.dtype for c in fused.calls for t in c.workload.inputs} == {target.storage}
     distinct: list[Workload] = list(dict.fromkeys(c.workload for c in fused.calls))
     made = {w: kernel_for(w, target, 1) for w in distinct}
     emulated = EmulatedKernels([made[w] for w in distinct], target)
-    values = {fused.inputs[0]: x.numpy().astype(np.float16)}
+    values = {fused.inputs[0]: x.numpy().astype(target.storage)}
 
     def read(name: str) -> np.ndarray:
         if name not in values:
@@ -132,7 +131,23 @@ def test_a_network_of_kernels_equals_torch() -> None:
     with torch.no_grad():
         wanted = folded.module(x).numpy()
     found = read(fused.outputs[0]).astype(np.float64)
-    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 2e-3
+    assert least < np.abs(found - wanted).max() / np.abs(wanted).max() < most
+    products = {made[w].rule for w in distinct if w.op in ("conv2d", "linear")}
+    assert {rule.rpartition("_")[2] for rule in products} == {dtype, "cuda.depthwise"}
+
+
+def test_tf32_changes_products_alone() -> None:
+    """The other kernels of a network are float32's, and so are their measured rows."""
+    net = specialize(capture(Net().eval(), (torch.randn(2, 3, 16, 16),)))
+    folded = fold_batch_norm(net)
+    coarse, whole = (
+        [c.workload for c in fuse_for(folded, in_dtype(TARGET, t)).calls]
+        for t in ("tf32", "float32")
+    )
+    differ = {a.params[0].shape[1] for a, b in zip(coarse, whole, strict=True) if a != b}
+    assert 1 not in differ  # of the depthwise convolution
+    assert differ == {3, 10, 30}
+    assert all(Workload.from_key(w.key()) == w for w in coarse)
 
 
 def test_tiles_fit_the_smallest_blocks() -> None:
@@ -193,3 +208,53 @@ def test_overflow_of_half_is_named() -> None:
         lower(program, in_dtype(TARGET, "float16"), 1)
     assert "self.layer(x)" in str(raised.value) or "linear" in str(raised.value)
     assert lower(program, in_dtype(TARGET, "bfloat16"), 1).calls[0].workload.op == "linear"
+
+
+class Clamped(nn.Module):
+    """A product whose large results are clamped in registers, and one whose results are stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 32, 1, bias=False), nn.Conv2d(32, 8, 1, bias=False)
+        nn.init.constant_(self.first.weight, 300.0)
+        nn.init.constant_(self.second.weight, 500.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """500 times the clamped sum of what is given."""
+        x = nn.functional.relu6(self.first(x))
+        return self.second(x)
+
+
+def test_only_stored_values_can_overflow_on_a_gpu() -> None:
+    """Sums and what follows in a kernel are float32; on a CPU with float16 sums are too."""
+    loud = torch.full((2, 4, 2, 2), 100.0)
+    net = Clamped()
+    nn.init.constant_(net.second.weight, 1.0)
+    program = specialize(capture(net, (loud,)))
+    assert lower(program, in_dtype(TARGET, "float16"), 1).calls
+    with pytest.raises(LoweringError, match="float16 ends at 65504"):
+        lower(program, in_dtype(load_target("cortex-a76"), "float16"), 1)
+
+
+def test_calibration_images_show_what_overflows() -> None:
+    """The example input is quiet; one image of many is not, and its layer is named."""
+    quiet = torch.zeros(2, 4, 2, 2)
+    images = torch.zeros(5, 4, 2, 2)
+    images[4] = 1.0  # alone in the last batch, which is filled with the first again
+    program = specialize(capture(Clamped(), (quiet,)))
+    target = in_dtype(TARGET, "float16")
+    assert lower(program, target, 1).calls
+    assert lower(program, target, 1, images[:4]).calls
+    with pytest.raises(LoweringError, match=r"is 9\.6e\+04, and float16 ends at 65504") as raised:
+        lower(program, target, 1, images)
+    assert "self.second(x)" in str(raised.value)
+
+
+def test_compile_looks_at_the_range_on_calibration_images(tmp_path: Path) -> None:
+    quiet = torch.zeros(2, 4, 2, 2)
+    with pytest.raises(LoweringError, match="float16 ends at 65504"):
+        compile_pruned(
+            Clamped(), (quiet,), out=tmp_path / "art", target="nvidia-h200", dtype="float16",
+            macs="90%", calibrate=quiet + 1, recover="none", aggregate="sum", importance="l1",
+        )  # fmt: skip
+    assert not (tmp_path / "art").exists()

@@ -22,6 +22,7 @@ from hwprune.nvcc import Cubin
 from hwprune.pipeline import prune
 from hwprune.profiling import profile
 from hwprune.remote.address import read_boards
+from hwprune.report import facts
 from hwprune.target import Target, load_target
 from tests.small_net import small_net
 from tests.test_measure import held
@@ -206,3 +207,32 @@ def test_measured_kernels_price_a_network(fake: Open, monkeypatch: pytest.Monkey
     boards = read_boards("there:9090")
     with pytest.raises(HwpruneError, match="not measured over RPC"):
         profile(*given, target="nvidia-h200", boards=boards)
+
+
+@pytest.mark.slow
+def test_a_width_that_does_not_compile_is_priced_as_unmeasured(
+    fake: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is kept as failed, it is reported by both commands, and the model prices it."""
+    monkeypatch.setattr("hwprune.profile_gpu.open_gpu", partial(open_gpu, driver=fake))
+    real, refused = measure_cuda.compiled, "nvcc cannot compile a kernel: too many registers"
+
+    def compiled(kernels: Sequence[Kernel], target: Target) -> tuple[str, bytes]:
+        if any(k.workload.output.shape[1] == 64 for k in kernels if k.workload.op == "conv2d"):
+            raise LoweringError(refused)
+        return real(kernels, target)
+
+    monkeypatch.setattr(measure_cuda, "compiled", compiled)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 128, 3, 2), nn.ReLU(), nn.Conv2d(128, 8, 1)).eval()
+    given = net, (torch.zeros(4, 3, 32, 32),)
+    for measured in (True, False):  # a second run tries nothing again and says the same
+        done = profile(*given, target="nvidia-h200", dtype="float16")
+        assert (done.measured > 0) == measured
+        (line,) = done.failed
+        assert line == f"conv2d+bias+relu 4x3x32x32 64x3x3x3 64 -> 4x64x15x15: {refused}"
+    report = prune(*given, target="nvidia-h200", dtype="float16", latency="80%").report
+    assert report["sources"]["failed"] == [line.partition(":")[0]]
+    assert report["sources"]["measured"] > 0  # of the other convolution
+    assert report["sources"]["modelled"] > 0
+    assert "1 could not be measured" in dict(facts(report))["kernel latencies"]

@@ -13,6 +13,7 @@ from torch import nn
 from hwprune.dtype import in_dtype
 from hwprune.errors import TableError, TargetError
 from hwprune.gpu import Gpu
+from hwprune.lower.precision import on_gpu
 from hwprune.lower.spec import NHWC, PLAIN, Step, TensorSpec, Workload
 from hwprune.macs import macs
 from hwprune.pipeline import prune
@@ -112,6 +113,8 @@ def test_types_have_their_rates(h200: Target) -> None:
     whole = us(conv(512, 512, 28, dtype="float32"), load_target("nvidia-h200"))
     assert 3 * us(heavy, h200) < whole
     assert us(heavy, in_dtype(load_target("nvidia-a100"), "float16")) > us(heavy, h200)
+    tf32 = us(on_gpu(conv(512, 512, 28, dtype="float32"), "tf32"), load_target("nvidia-h200"))
+    assert 1.5 * us(heavy, h200) < tf32 < whole / 2  # half of float16's rate
     wide = conv(512, 512, 28, groups=512)
     moved = sum(2 * np.prod(t.physical(1)) for t in (wide.inputs[0], wide.output))
     gpu = h200.gpu
@@ -149,8 +152,15 @@ def test_what_a_gpu_cannot_do_is_said(h200: Target) -> None:
         in_dtype(h200, "float15")
     with pytest.raises(TargetError, match="no arithmetic in float16"):
         in_dtype(load_target("cortex-a72"), "float16")
-    with pytest.raises(TargetError, match="sm_62 has no tensor cores for float16"):
-        in_dtype(load_target("jetson-tx2"), "float16")
+    for dtype in ("float16", "tf32"):
+        with pytest.raises(TargetError, match=f"sm_62 has no tensor cores for {dtype}"):
+            in_dtype(load_target("jetson-tx2"), dtype)
+    for name in ("host", "cortex-a76", "cortex-m4"):
+        with pytest.raises(TargetError, match=r"in tf32 \(leave it out, or choose a GPU\)"):
+            in_dtype(load_target(name), "tf32")
+    none = replace(h200.gpu, tensor_flop_per_s={"float16": 1e12}) if h200.gpu else None
+    with pytest.raises(TargetError, match=r"no tensor cores for tf32 \(it has them for float16\)"):
+        in_dtype(replace(h200, gpu=none), "tf32")
     with pytest.raises(ValueError, match=r"no \[gpu\]"):
         gpu_planned_works(conv(8, 8, 8), replace(h200, gpu=None))
 

@@ -4,9 +4,11 @@ import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hwprune import provenance
 from hwprune.errors import TableError
 from hwprune.host_cpu import read_cpu
 from hwprune.lower.spec import Step, TensorSpec, Workload
@@ -184,6 +186,27 @@ def test_provenance_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert device_fingerprint(other) != v3.fingerprint
     monkeypatch.setenv("HWPRUNE_CACHE", str(tmp_path))
     assert cache_directory() == tmp_path
+
+
+def test_a_gpu_is_measured_anew_when_its_device_functions_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are C, which no hash of Python sources sees; a CPU's rows stay."""
+    header = "hwprune_cuda.h"
+    gpu, cpu = load_target("nvidia-h200"), load_target("x86-64-v3")
+    before = {t.name: provenance_of(t).schedule for t in (gpu, cpu)}
+    read = Path.read_text
+
+    def changed(path: Path, *rest: Any, **named: Any) -> str:
+        return read(path, *rest, **named) + ("// changed" if path.name == header else "")
+
+    monkeypatch.setattr(Path, "read_text", changed)
+    provenance._sources.cache_clear()
+    try:
+        assert provenance_of(gpu).schedule != before[gpu.name]
+        assert provenance_of(cpu).schedule == before[cpu.name]
+    finally:
+        provenance._sources.cache_clear()
 
 
 def test_kernels_are_described_in_words() -> None:

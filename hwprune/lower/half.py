@@ -7,7 +7,7 @@ operators of the fallback): a cast stands at each border.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,8 +128,18 @@ class Reach:
     where: str
 
 
-def check_range(program: Program) -> Reach:
-    """The largest value that a folded program computes on its example inputs.
+def stored(fused: Fused) -> frozenset[str]:
+    """The values of the graph that a GPU's kernels write: all between is float32 in registers."""
+    return frozenset((*fused.inputs, *(c.output.partition("@")[0] for c in fused.calls)))
+
+
+def check_range(
+    program: Program, images: Tensor | None = None, only: Collection[str] | None = None
+) -> Reach:
+    """The largest value that a folded program computes on its example inputs and on `images`.
+
+    `images` (N, ...) are taken in batches of the program's size, the first again to fill the last;
+    `only` these values of the graph count, by name, if given.
 
     Raises LoweringError naming the first layer whose values, or the first parameter that, float16
     cannot hold.
@@ -137,23 +147,37 @@ def check_range(program: Program) -> Reach:
     for name, tensor in program.module.state_dict().items():
         if tensor.is_floating_point():
             _check(_largest(tensor), f"the parameter {name}")
-    watch = _Watch(program.module)
+    watch = _Watch(program.module, only)
     with torch.no_grad():
         watch.run(*program.inputs)
+        for batch in _batches(images, program.inputs):
+            watch.run(batch)
     return watch.reach
+
+
+def _batches(images: Tensor | None, inputs: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Batches as large as that of the only input."""
+    if images is None:
+        return
+    (example,) = inputs
+    size = len(example)
+    for begin in range(0, len(images), size):
+        yield images[torch.arange(begin, begin + size) % len(images)]
 
 
 class _Watch(fx.Interpreter):
     """Runs a graph and notes the largest value; refuses the first that is too large."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, only: Collection[str] | None) -> None:
         super().__init__(module)
+        self.only = only
         self.reach = Reach(0.0, "nowhere")
 
     def run_node(self, n: fx.Node) -> object:
         """Run a node and look at its tensors."""
         result = super().run_node(n)
-        if n.op != "output" and isinstance(result, Tensor) and result.is_floating_point():
+        counts = n.op != "output" and (self.only is None or n.name in self.only)
+        if counts and isinstance(result, Tensor) and result.is_floating_point():
             value = _largest(result)
             _check(value, f"a value of {n.name}", place(n))
             if value > self.reach.value:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hwprune.capture import Program
 from hwprune.errors import LoweringError
@@ -16,7 +17,7 @@ from hwprune.lower.arena import Arena, plan_arena
 from hwprune.lower.flat import FlatNetwork, flatten
 from hwprune.lower.fold import fold_batch_norm
 from hwprune.lower.for_target import fuse_for
-from hwprune.lower.half import check_range
+from hwprune.lower.half import check_range, stored
 from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.limits import check_calls
 from hwprune.lower.relax import compile_module, function_names, relax_module
@@ -164,15 +165,16 @@ def _is_tuple(result: Any) -> bool:
     return not hasattr(result, "numpy")
 
 
-def lower(program: Program, target: Target, threads: int) -> Lowered:
+def lower(program: Program, target: Target, threads: int, images: Tensor | None = None) -> Lowered:
     """Compile a program (static shapes, see `specialize`) for a target, in its dtype.
 
-    Raises LoweringError naming the operator and the user's source line of what has no kernel.
+    Raises LoweringError naming the operator and the user's source line of what has no kernel, or of
+    a value that float16 cannot hold: of the example inputs, and of `images` (N, ...).
     """
     folded = fold_batch_norm(program)
-    if target.dtype == FLOAT16:
-        check_range(folded)
     fused = fuse_for(folded, target)
+    if target.dtype == FLOAT16:
+        check_range(folded, images, stored(fused) if target.gpu is not None else None)
     check_calls(fused.calls, folded, target.lanes)
     kernels: dict[Workload, Kernel] = {}
     for call in fused.calls:

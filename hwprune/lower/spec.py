@@ -24,6 +24,7 @@ NHWC = "nhwc"
 NHWC_LAST = "nhwc_last"
 PIXEL = 8  # channels of which a pixel of nhwc has a multiple: 16 bytes of float16
 STEP_PARAMS = {"bias": 1, "affine": 2, "prelu": 1}  # how many entries a step consumes; others none
+ARITHMETIC = "arithmetic"  # of products: the attribute that says it is not the tensors' type
 ALIGNMENT = 64  # bytes, of every tensor in an arena: a cache line, and the longest vector
 
 Attr = int | float | bool | str | None | tuple["Attr", ...]
@@ -97,7 +98,8 @@ class Workload:
       conv2d            attrs stride (2), padding (top, left, bottom, right), dilation (2);
                         params[0] is the weight (O, I / groups, kh, kw): groups follow from it,
                         depthwise is a convolution with I == groups. Input may be PLAIN
-                        (first layer) or PACKED; output is PACKED.
+                        (first layer) or PACKED; output is PACKED. On GPUs, here and in
+                        linear, `arithmetic` "tf32" where factors are rounded to 10 bits
       expand_depthwise  a 1x1 conv2d and the depthwise conv2d that reads it, PACKED: attrs of the
                         latter, and `expansion`, the (op, args) of the former's epilogue; params
                         of the former, then of the latter (`lower/expansion.py`)

@@ -38,7 +38,7 @@ def profile_emulated(
     with open_table(chosen) as table, clock.stage("measure kernels") as advance:
         done = fill_table(ready, table, advance)
         path = str(table.path)
-    failed = tuple(w.op for w in done.failed)
+        failed = table.failures(done.failed, 1)
     board = f"emulated {board_of(chosen).machine}, cycles by a model of the core"
     return ProfileResult(done.measured, done.reused, failed, done.seconds, path, board=board)
 

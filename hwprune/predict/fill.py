@@ -60,20 +60,24 @@ def predict_rows(
 ) -> Measured:
     """Put a row for every kernel into the table: a board's where there is one, else the model's.
 
-    A kernel that cannot be predicted is recorded as failed. Raises HwpruneError where the target
-    has no calibration or its description lacks what a prediction needs.
+    A kernel that cannot be predicted is recorded as failed. One that a board could not measure has
+    the model's row, as any that is not measured, and is reported as failed. Raises HwpruneError
+    where the target has no calibration or its description lacks what a prediction needs.
     """
     started = time.perf_counter()
     device = device_of(target, threads)
     calibrated = find_model(target, device)
     wanted = tuple(dict.fromkeys(workloads))
     made: list[Row] = []
+    broken: list[Workload] = []
     reused = 0
     ships = _shipped(target, table.provenance)
     with _board_tables(table) as boards:
         for done, workload in enumerate(wanted, start=1):
             known = table.get(workload, threads)
             measured = _measured(workload, threads, boards) or ships.get((workload.key(), threads))
+            if measured is None and _is_broken(workload, threads, boards):
+                broken.append(workload)
             if known is not None and (known.source != MODEL or measured is None):
                 reused += 1
             else:
@@ -81,7 +85,7 @@ def predict_rows(
             if progress is not None and (done % BATCH == 0 or done == len(wanted)):
                 progress(done, len(wanted))
     table.put(made)
-    failed = tuple(row.workload for row in made if row.failure)
+    failed = tuple(dict.fromkeys((*broken, *(row.workload for row in made if row.failure))))
     modelled = sum(row.source == MODEL for row in made)
     seconds = time.perf_counter() - started
     return Measured(reused, len(made) - modelled, failed, seconds, modelled)
@@ -120,6 +124,12 @@ def _measured(workload: Workload, threads: int, boards: Iterable[LatencyTable]) 
         if row is not None and not row.failure and row.source != MODEL:
             return replace(row, versions=f"{row.versions}; board {board.provenance.fingerprint}")
     return None
+
+
+def _is_broken(workload: Workload, threads: int, boards: Iterable[LatencyTable]) -> bool:
+    """Whether a board has tried to measure a kernel, in vain."""
+    rows = (board.get(workload, threads) for board in boards)
+    return any(row is not None and row.failure and row.source != MODEL for row in rows)
 
 
 @contextmanager

@@ -36,13 +36,17 @@ SPARE_REGISTERS = 64  # of a thread, beside the sums
 
 @dataclass(frozen=True)
 class Product:
-    """Rows times columns in each of several groups, of `chunks` of 16 bytes, by tiles."""
+    """Rows times columns in each of several groups, of `chunks` of 16 bytes, by tiles.
+
+    `arithmetic` as `conv.arithmetic` has it: "float32" is CUDA cores.
+    """
 
     rows: int
     cols: int
     chunks: int
     groups: int
     tile: tiles.Tile
+    arithmetic: str
 
 
 def gpu_planned_works(workload: Workload, target: Target) -> tuple[GpuWork, ...]:
@@ -71,7 +75,7 @@ def _product_of(workload: Workload, context: Context) -> Product | None:
         if channels == 1 and workload.inputs[0].shape[1] > 1:
             return None
         plan = conv.Plan(workload, context)
-        return Product(plan.rows, plan.cols, plan.chunks, plan.groups, plan.tile)
+        return Product(plan.rows, plan.cols, plan.chunks, plan.groups, plan.tile, plan.arithmetic)
     if workload.op == "linear":
         out, depth = workload.params[0].shape
         sizes = (prod(workload.output.shape) // out, _padded(out), blocks(_padded(depth), items), 1)
@@ -81,20 +85,22 @@ def _product_of(workload: Workload, context: Context) -> Product | None:
         sizes = (rows, cols, blocks(depth, items), prod(workload.output.shape[:-2]))
     else:
         return None
-    tensor = conv.arithmetic(dtype, context) != "float32"
-    return Product(*sizes, tiles.choose(*sizes[:2], *sizes[2:], tensor, context))
+    kind = conv.arithmetic(workload) if workload.op == "linear" else "float32"
+    tile = tiles.choose(*sizes[:2], *sizes[2:], kind != "float32", context)
+    return Product(*sizes, tile, kind)
 
 
 def _tiled(workload: Workload, product: Product, gpu: Gpu) -> GpuWork:
     """Blocks of tiles in waves; operands through shared memory in stages."""
     dtype, tile = workload.output.dtype, product.tile
-    tensor, item = dtype in gpu.tensor_flop_per_s, ITEM_BYTES[dtype]
+    kind, item = product.arithmetic, ITEM_BYTES[dtype]
+    tensor = kind in gpu.tensor_flop_per_s
     count = blocks(product.rows, tile.rows) * blocks(product.cols, tile.cols) * product.groups
     each = blocks(count, gpu.sms)  # of the multiprocessor that has most
     waves = blocks(each, _at_once(tile, gpu))
     steps = blocks(product.chunks, tile.chunks)
     depth = steps * tile.chunks * tiles.CHUNK_BYTES // item
-    rate = gpu.tensor_flop_per_s[dtype] / (2 * gpu.sms * gpu.clock_hz) if tensor else lanes(gpu)
+    rate = gpu.tensor_flop_per_s[kind] / (2 * gpu.sms * gpu.clock_hz) if tensor else lanes(gpu)
     multiply = each * tile.rows * tile.cols * depth / rate
     waiting = waves * steps * STEP_CYCLES / max(tile.stages - 1, 1)
     fragments = tile.rows * tile.warps[1] + tile.cols * tile.warps[0]

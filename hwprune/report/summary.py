@@ -140,6 +140,8 @@ def _sources(sources: Mapping[str, Any]) -> str:
         text += f"; {sources['newly_modelled']} newly modelled"
     if "newly_measured" in sources:
         text += f"; {sources['newly_measured']} new, {sources['reused']} reused"
+    if sources.get("failed"):
+        text += f"; {len(sources['failed'])} could not be measured"
     return text
 
 

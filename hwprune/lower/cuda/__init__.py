@@ -22,12 +22,12 @@ RULES = (
 )
 
 
-def schedule(workload: Workload, target: Target, *, tf32: bool = False) -> Kernel | None:
+def schedule(workload: Workload, target: Target) -> Kernel | None:
     """The kernel of a workload by the first rule that matches; None if none does."""
     tensors = (*workload.inputs, *workload.params, workload.output)
     if workload.op == "aten" or not all(map(is_ours, tensors)):
         return None
-    context = Context.of(target, tf32=tf32)
+    context = Context.of(target)
     for rule in RULES:
         kernel = rule(workload, context)
         if kernel is not None:

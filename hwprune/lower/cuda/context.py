@@ -15,21 +15,17 @@ TENSOR_CORES_SINCE = 80  # sm_NN, of mma.m16n8k16 and of bfloat16
 
 @dataclass(frozen=True)
 class Context:
-    """Multiprocessors, shared memory of a block in bytes, and what tensor cores may compute.
-
-    `tf32`: float32 products on tensor cores, whose factors have 10 bits of mantissa.
-    """
+    """Multiprocessors, shared memory of a block in bytes, whether rules may use tensor cores."""
 
     sms: int
     shared_bytes: int
     tensor_cores: bool
-    tf32: bool = False
 
     @staticmethod
-    def of(target: Target, *, tf32: bool = False) -> Context:
+    def of(target: Target) -> Context:
         """The context of a target."""
         gpu = target.gpu
         assert gpu is not None
         level = capability(gpu.architecture)
         cores = level >= TENSOR_CORES_SINCE
-        return Context(gpu.sms, gpu.shared_bytes_per_block, cores, tf32 and cores)
+        return Context(gpu.sms, gpu.shared_bytes_per_block, cores)

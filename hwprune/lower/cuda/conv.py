@@ -14,7 +14,7 @@ from hwprune.lower.cuda.emit import Expr, Function
 from hwprune.lower.cuda.epilogue import Epilogue, channel_params, pack_channels
 from hwprune.lower.cuda.rows import Matrix, Window, Windows
 from hwprune.lower.formulas import supported
-from hwprune.lower.spec import NHWC, PIXEL, Kernel, Workload, numpy_type
+from hwprune.lower.spec import ARITHMETIC, NHWC, PIXEL, Kernel, Workload, numpy_type
 
 
 def schedule(workload: Workload, context: Context) -> Kernel | None:
@@ -57,7 +57,7 @@ class Plan:
         if self.groups == 1:
             self.cols = -(-self.cols // PIXEL) * PIXEL
         self.chunks = -(-kh * kw * self.depth // self.items)
-        self.arithmetic = arithmetic(source.dtype, context)
+        self.arithmetic = arithmetic(workload)
         tensor = self.arithmetic != "float32"
         self.tile = tiles.choose(
             self.rows, self.cols, self.chunks, self.groups, tensor, context,
@@ -119,8 +119,6 @@ class Plan:
         return (flat.astype(dtype), *map(pack_channels, params))
 
 
-def arithmetic(dtype: str, context: Context) -> str:
-    """What a product of tensors of this dtype is computed with."""
-    if dtype == "float32":
-        return "tf32" if context.tf32 else "float32"
-    return dtype
+def arithmetic(workload: Workload) -> str:
+    """What a product is computed with: "float32" is CUDA cores, all else tensor cores."""
+    return str(dict(workload.attrs).get(ARITHMETIC, workload.inputs[0].dtype))

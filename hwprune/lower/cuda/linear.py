@@ -44,7 +44,7 @@ class _Plan:
         self.cols = output.physical(1)[-1]
         self.items = tiles.CHUNK_BYTES // emit.ITEM_BYTES[source.dtype]
         self.chunks = -(-self.depth // self.items)
-        self.arithmetic = arithmetic(source.dtype, context)
+        self.arithmetic = arithmetic(workload)
         tensor = self.arithmetic != "float32"
         self.tile = tiles.choose(self.rows, self.cols, self.chunks, 1, tensor, context)
 
