@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
+from hwprune.int8_commands import compile_in_int8, is_int8
 from hwprune.mcu_commands import INT8_ONLY, MCU_ONLY, compile_for_mcu, is_mcu, refuse_memory
 from hwprune.mcu_float_commands import compile_float_for_mcu, is_float
 from hwprune.options import (
@@ -147,6 +148,14 @@ def compile_command(
         compile_for_mcu(read, asked | memory, pruning, out, seed, model_name(model), as_json)
         return
     refuse_memory(memory, MCU_ONLY)
+    if is_int8(dtype, target):
+        pruning = {
+            "importance": importance, "aggregate": aggregate, "normalize": normalize,
+            **units(attention, grouped, group_norm, branches),
+        }  # fmt: skip
+        read = read_inputs(model, arg, input_, calibrate, mean, std, batch)
+        compile_in_int8(read, asked, pruning, out, seed, model_name(model), as_json)
+        return
     budgets = (latency, macs, params, threshold, plan)
     if is_gpu(target) and all(budget is None for budget in budgets):
         lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)

@@ -35,7 +35,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         help="What the device computes in: float32 (usual); float16 or bfloat16 where it has them; "
-        "int8 (usual) or float32 on a microcontroller.",
+        "int8 on CPUs, best with --calibrate; int8 (usual) or float32 on a microcontroller.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]

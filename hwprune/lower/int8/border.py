@@ -48,7 +48,9 @@ class Source:
         return (row * self.width + column) * self.pitch
 
 
-def source_of(x: Buffer, plane: Plane, value: int, machine: Machine, threads: int, dtype: str) -> Source:
+def source_of(
+    x: Buffer, plane: Plane, value: int, machine: Machine, threads: int, dtype: str
+) -> Source:
     """The plane as it is read, with `value` (as it is stored) around the image."""
     if plane.inside and dtype == machine.stored:
         return Source(x, plane.width, plane.pitch)

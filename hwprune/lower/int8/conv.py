@@ -6,6 +6,7 @@ summed within each lane. Requantization ends the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from hwprune.lower.int8.layout import padded, spec_of
 from hwprune.lower.int8.machine import Machine
 from hwprune.lower.int8.scaling import Channels, Finish
 from hwprune.quantize.graph import Conv2d, IntegerTensor
+
+Pixel = Callable[[Expr], Expr]
 
 
 def conv(
@@ -113,7 +116,7 @@ class _Writer:
             tap = (place.block * plan.taps + dy * kw + dx) * plan.row_words
             self._step(acc, place.tile, pixel, tap + k * plan.words)
 
-    def _step(self, acc: Buffer, tile: tiles.Tile, pixel: object, row: Expr) -> None:
+    def _step(self, acc: Buffer, tile: tiles.Tile, pixel: Pixel, row: Expr) -> None:
         """Add the products of a step's words; `row` counts vectors of weights."""
         plan, lanes = self.plan, self.plan.machine.lanes
         word = self._words(tile, pixel)
@@ -125,7 +128,7 @@ class _Writer:
             total = emit.call("dot", lanes, emit.load(acc, i, lanes), word(p, w), weights)
             emit.store(acc, total, i, lanes)
 
-    def _words(self, tile: tiles.Tile, pixel: object) -> object:
+    def _words(self, tile: tiles.Tile, pixel: Pixel) -> Callable[[Expr, Expr], Expr]:
         """The word w of position p: from memory, or a lane of what is held."""
         plan, word = self.plan, self.plan.machine.word
         if not plan.held:

@@ -1,6 +1,6 @@
 """What the rule of int8 convolutions decides: register tile, order of loops, packed weights.
 
-In: an operator, its tensors and the target's `Context`. Out: a `Plan`, from which `conv` writes TIR.
+In: an operator, its tensors, the target's `Context`. Out: a `Plan`, from which `conv` writes TIR.
 """
 
 from __future__ import annotations
@@ -122,11 +122,10 @@ class Plan:
 
     def weights(self) -> np.ndarray:
         """Flat: (blocks, taps, words, lanes, inputs of a word); for pairs their lanes innermost."""
-        g, lanes, word = self.geometry, self.machine.lanes, self.machine.word
+        lanes, word = self.machine.lanes, self.machine.word
         dense = self._dense()  # (blocks * lanes, taps, extent)
         split = dense.reshape(self.blocks, lanes, self.taps, self.row_words, word)
         inner = (4, 1) if self.machine.unit == "smlal" else (1, 4)
-        assert g.kernel[0] * g.kernel[1] == self.taps
         packed = split.transpose(0, 2, 3, *inner)
         return np.ascontiguousarray(packed).reshape(-1).astype(self.machine.weight)
 

@@ -13,9 +13,27 @@ from hwprune.lower.int8.machine import Machine
 from hwprune.lower.spec import ALIGNMENT, TensorSpec
 
 __all__ = [
-    "Buffer", "Code", "call", "Expr", "T", "build_function", "cast", "const", "i32",
-    "load", "local", "loop", "requantized", "splat", "store", "tirx", "unroll", "vector_index",
-]  # fmt: skip
+    "Buffer",
+    "Code",
+    "Expr",
+    "T",
+    "build_function",
+    "call",
+    "cast",
+    "const",
+    "i32",
+    "load",
+    "local",
+    "loop",
+    "requantized",
+    "splat",
+    "store",
+    "store_some",
+    "tirx",
+    "unroll",
+    "vector_index",
+    "vector_type",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,9 +113,7 @@ def dequantize(
                 real = centred * emit.const(x.scale, "float32")
                 T.buffer_store(out, real, _index(at, channel, image))
 
-    func = emit.build_function(
-        machine, [spec_of(x, machine)], (), spec_of(y, machine), body
-    )
+    func = emit.build_function(machine, [spec_of(x, machine)], (), spec_of(y, machine), body)
     return Code(f"int8.{op.kind}", "value by value", func)
 
 
@@ -151,9 +149,7 @@ def _words(y: IntegerTensor, machine: Machine, context: Context) -> Body:
                         at = emit.vector_index(column, lanes)
                         value = _quantized(xs[0][0, c, row, at], y, machine, lanes)
                         byte = tirx.bitwise_and(value, splat(255, lanes))
-                        word = tirx.bitwise_or(
-                            word, tirx.shift_left(byte, splat(8 * c, lanes))
-                        )
+                        word = tirx.bitwise_or(word, tirx.shift_left(byte, splat(8 * c, lanes)))
                     bytes_ = T.reinterpret(f"{machine.stored}x{WORD * lanes}", word)
                     place = (row * width + column) * WORD
                     emit.store(out, bytes_, place, WORD * lanes)

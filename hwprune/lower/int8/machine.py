@@ -25,6 +25,7 @@ from hwprune.target import Target, required_isa
 BYTES, PAIRS = 4, 2  # inputs in a word
 _X86_DOT = {16: "avx512.vpdpbusd.512", 8: "avx512.vpdpbusd.256"}
 _X86_PAIRS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
+_SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 VNNI = {16: ("avx512_vnni",), 8: ("avx512_vnni", "avx_vnni")}  # any of these
 
 
@@ -90,7 +91,9 @@ def machine_of(target: Target) -> Machine:
         raise LoweringError(f"no int8 kernels for {target.kind}", where=f"target {target.name!r}")
     features, lanes = set(required_isa(target)), target.vector_bits // 32
     if ARM_FEATURES.keys() & features:
-        return Machine("sdot", lanes, BYTES) if "asimddp" in features else Machine("smlal", 4, PAIRS)
+        return (
+            Machine("sdot", lanes, BYTES) if "asimddp" in features else Machine("smlal", 4, PAIRS)
+        )
     if any(name in features for name in VNNI.get(lanes, ())):
         return Machine("vpdpbusd", lanes, BYTES, offset=128)
     return Machine("vpmaddwd", lanes, PAIRS)
@@ -109,9 +112,7 @@ def _declarations(machine: Machine) -> list[str]:
         return [f"declare {vector} @llvm.x86.{_X86_PAIRS[n]}({pairs}, {pairs})"]
     found = ["declare <4 x i32> @llvm.aarch64.neon.sqrdmulh.v4i32(<4 x i32>, <4 x i32>)"]
     if machine.unit == "sdot":
-        found.append(
-            "declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)"
-        )
+        found.append(f"declare <4 x i32> @{_SDOT}(<4 x i32>, <16 x i8>, <16 x i8>)")
     return found
 
 
@@ -129,8 +130,8 @@ def _vpmaddwd(n: int) -> str:
 
 
 def _sdot(_: int) -> str:
-    return """  %bytes = bitcast <4 x i32> %x to <16 x i8>
-  %sum = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %acc, <16 x i8> %w, <16 x i8> %bytes)"""
+    return f"""  %bytes = bitcast <4 x i32> %x to <16 x i8>
+  %sum = call <4 x i32> @{_SDOT}(<4 x i32> %acc, <16 x i8> %w, <16 x i8> %bytes)"""
 
 
 # Weights lie as the first input's of four lanes, then the second's.

@@ -46,9 +46,7 @@ def _side_by_side(inputs: Tensors, y: IntegerTensor, context: Context) -> Callab
     return body
 
 
-def _stacked(
-    axis: int, inputs: Tensors, y: IntegerTensor, context: Context
-) -> Callable[..., None]:
+def _stacked(axis: int, inputs: Tensors, y: IntegerTensor, context: Context) -> Callable[..., None]:
     """Whole rows of channels, by another axis."""
     pitch, outer = padded(y.shape[-1]), prod(y.shape[:axis])
     heights = [prod(t.shape[axis:-1]) for t in inputs]

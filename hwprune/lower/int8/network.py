@@ -7,14 +7,11 @@ torch has them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import tvm_ffi
 from torch import fx, nn
 
 from hwprune.errors import LoweringError
@@ -31,11 +28,8 @@ from hwprune.lower.kernels import tvm_target
 from hwprune.lower.network import Lowered
 from hwprune.lower.relax import compile_module, function_names, relax_module
 from hwprune.lower.spec import Call, Kernel, TensorSpec, Workload
-from hwprune.quantize.graph import FLOAT32, IntegerGraph, Operator, Reshape
+from hwprune.quantize.graph import IntegerGraph, Operator, Reshape
 from hwprune.target import Target
-from hwprune.tvm_runtime import load_tvm
-
-
 
 
 def lower_int8(graph: IntegerGraph, target: Target, threads: int) -> Lowered:
@@ -96,7 +90,7 @@ class _Network:
             tuple(spec_of(t, self.machine) for t in inputs),
             spec_of(output, self.machine),
             tuple(TensorSpec(array.shape, str(array.dtype)) for array in code.constants),
-            (("code", _digest(op, code)),),
+            (("code", _digest(code)),),
         )
         if workload not in self.kernels:
             self.kernels[workload] = Kernel(
@@ -120,15 +114,6 @@ class _Network:
         return module
 
 
-def _digest(op: Operator, code: Code) -> str:
+def _digest(code: Code) -> str:
     """A text that two calls share exactly where one function does both."""
-    import tvm_ffi
-
     return f"{tvm_ffi.structural_hash(code.func) & (1 << 64) - 1:016x}"
-
-
-__all__: Sequence[str] = ("lower_int8",)
-assert FLOAT32
-assert json
-assert fields
-_: Any = None

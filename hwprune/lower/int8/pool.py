@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hwprune.lower.cpu.context import Context
 from hwprune.lower.cpu.emit import split_threads
 from hwprune.lower.int8 import emit
@@ -85,9 +87,7 @@ def _quotient(total: Expr, count: Expr, lanes: int) -> Expr:
     return tirx.Select(negative, zero - size, size)
 
 
-def mean(
-    op: Mean, x: IntegerTensor, y: IntegerTensor, machine: Machine, context: Context
-) -> Code:
+def mean(op: Mean, x: IntegerTensor, y: IntegerTensor, machine: Machine, context: Context) -> Code:
     """The mean of every channel of an image, rescaled."""
     pixels, pitch = rows(x), padded(x.shape[3])
     start = -pixels * zero_point(x, machine)
@@ -109,7 +109,11 @@ def mean(
 
 
 def _code(
-    op: MaxPool | AvgPool | Mean, x: IntegerTensor, y: IntegerTensor, machine: Machine, body: object
+    op: MaxPool | AvgPool | Mean,
+    x: IntegerTensor,
+    y: IntegerTensor,
+    machine: Machine,
+    body: Callable[..., None],
 ) -> Code:
     specs = [spec_of(x, machine)]
     func = emit.build_function(machine, specs, (), spec_of(y, machine), body)

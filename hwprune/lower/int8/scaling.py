@@ -93,6 +93,3 @@ def filled(array: np.ndarray, count: int) -> np.ndarray:
 def byte(value: int, machine: Machine) -> Expr:
     """One int8 as it is stored."""
     return emit.const(value + machine.offset, machine.stored)
-
-
-

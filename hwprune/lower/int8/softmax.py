@@ -68,7 +68,9 @@ class _Row:
         """Keep exponentials; -1 where a difference does not count."""
         below = read(self.x, self.first + at, lanes) - splat(most, lanes)
         index = emit.vector_index(at, lanes)
-        counts = tirx.all(below >= splat(self.op.diff_min, lanes), index < splat(self.length, lanes))
+        counts = tirx.all(
+            below >= splat(self.op.diff_min, lanes), index < splat(self.length, lanes)
+        )
         kept = tirx.Select(counts, below, splat(0, lanes))
         shifted = tirx.shift_left(kept, splat(self.op.shift, lanes))
         made = _exp(_high(shifted, splat(self.op.multiplier, lanes), lanes), lanes)
