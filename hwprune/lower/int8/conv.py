@@ -30,15 +30,15 @@ def conv(
 ) -> Code:
     """A convolution of any stride, padding, dilation and number of groups."""
     plan = Plan.of(op, x, y, machine, context)
-    channels = Channels.of(op, plan.blocks * machine.lanes)
-    constants = (plan.weights(), plan.bias(), *channels.arrays)
     finish = Finish.of(op.clamp, y, machine)
+    channels = Channels.of(op, x, finish, plan.blocks * machine.lanes)
+    constants = (plan.weights(), plan.bias(), *channels.arrays)
 
     def body(xs: list[Buffer], cs: list[Buffer], out: Buffer) -> None:
         source = source_of(
             xs[0], plan.plane, plan.zero_point, machine, context.threads, machine.source
         )
-        writer = _Writer(plan, source, cs[0], cs[1], cs[2:], channels, finish, out)
+        writer = _Writer(plan, source, cs[0], cs[1], cs[2:], channels, out)
         for part in plan.block_segments():
             writer.part(part)
 
@@ -66,7 +66,6 @@ class _Writer:
     bias: Buffer
     scales: list[Buffer]
     channels: Channels
-    finish: Finish
     y: Buffer
 
     def part(self, part: tiles.Segment) -> None:
@@ -103,8 +102,9 @@ class _Writer:
 
     def _reduce(self, acc: Buffer, place: _Place) -> None:
         plan, g = self.plan, self.plan.geometry
-        kh, kw = g.kernel
-        with loop(kh) as dy, loop(kw) as dx, loop(plan.steps) as k:
+        with ExitStack() as nest:
+            dy, dx = self._taps(nest)
+            k = nest.enter_context(loop(plan.steps))
             first = plan.reduction.start(place.block) + k * (plan.words * plan.machine.word)
 
             def pixel(p: Expr) -> Expr:
@@ -113,8 +113,16 @@ class _Writer:
                 x = col * g.stride[1] + dx * g.dilation[1]
                 return self.source.index(y, x) + first
 
-            tap = (place.block * plan.taps + dy * kw + dx) * plan.row_words
+            tap = (place.block * plan.taps + dy * g.kernel[1] + dx) * plan.row_words
             self._step(acc, place.tile, pixel, tap + k * plan.words)
+
+    def _taps(self, nest: ExitStack) -> tuple[Expr, Expr]:
+        """The loops over the taps; one where a tap is short, which LLVM would unroll and spill."""
+        kh, kw = self.plan.geometry.kernel
+        if self.plan.steps > 1:
+            return nest.enter_context(loop(kh)), nest.enter_context(loop(kw))
+        tap = nest.enter_context(loop(kh * kw))
+        return tap // kw, tap % kw
 
     def _step(self, acc: Buffer, tile: tiles.Tile, pixel: Pixel, row: Expr) -> None:
         """Add the products of a step's words; `row` counts vectors of weights."""
@@ -143,15 +151,21 @@ class _Writer:
         return lambda p, w: vectors[p * words + w]
 
     def _store(self, acc: Buffer, place: _Place) -> None:
-        """Requantize and store a tile."""
+        """Requantize and store a tile: a vector's positions in a loop that reads its sums again.
+
+        In registers, LLVM would start with all of them at once and spill.
+        """
         plan, tile, lanes = self.plan, place.tile, self.plan.machine.lanes
         pitch = padded(plan.geometry.out_channels)
-        with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
+        sums = emit.local((tile.accumulators * lanes,))
+        with unroll(tile.accumulators) as i:
+            emit.store(sums, emit.load(acc, i * lanes, lanes), i * lanes, lanes)
+        with unroll(tile.blocks) as b, loop(tile.rows) as r, loop(tile.cols) as c:
             i = ((r * tile.cols + c) * tile.blocks + b) * lanes
             channel = (place.block + b) * lanes
-            value = self.channels.value(emit.load(acc, i, lanes), self.scales, channel, lanes)
+            value = self.channels.value(emit.load(sums, i, lanes), self.scales, channel, lanes)
             at = ((place.row + r) * plan.geometry.out_width + place.col + c) * pitch + channel
-            emit.store_some(self.y, self.finish(value, lanes), at, lanes, min(lanes, pitch))
+            emit.store_some(self.y, value, at, lanes, min(lanes, pitch))
 
 
 def _place(

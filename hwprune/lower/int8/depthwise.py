@@ -32,15 +32,14 @@ def depthwise(
 ) -> Code:
     """A depthwise convolution of any kernel, stride, padding and dilation."""
     plan = Plan.of(op, x, y, machine, context)
-    channels = Channels.of(op, plan.pitch)
+    channels = Channels.of(op, x, Finish.of(op.clamp, y, machine), plan.pitch)
     constants = (plan.weights(op), plan.bias(op), *channels.arrays)
-    finish = Finish.of(op.clamp, y, machine)
 
     def body(xs: list[Buffer], cs: list[Buffer], out: Buffer) -> None:
         source = source_of(
             xs[0], plan.plane, plan.zero_point, machine, context.threads, machine.stored
         )
-        _Writer(plan, op, source, cs[0], cs[1], cs[2:], channels, finish, out).emit()
+        _Writer(plan, op, source, cs[0], cs[1], cs[2:], channels, out).emit()
 
     func = emit.build_function(machine, [spec_of(x, machine)], constants, spec_of(y, machine), body)
     return Code("int8.depthwise", f"{plan.columns} pixels x {plan.lanes} channels", func, constants)
@@ -103,7 +102,6 @@ class _Writer:
     bias: Buffer
     scales: list[Buffer]
     channels: Channels
-    finish: Finish
     y: Buffer
 
     def emit(self) -> None:
@@ -144,4 +142,4 @@ class _Writer:
         for part in range(0, self.plan.lanes, width):
             sums = emit.load(acc, first + part, width)
             value = self.channels.value(sums, self.scales, channel + part, width)
-            emit.store(self.y, self.finish(value, width), at + part, width)
+            emit.store(self.y, value, at + part, width)

@@ -7,6 +7,8 @@ half of a product) is imported as functions that are always inlined:
     hwprune_high_<n>       <n x i32> (a, b): doubling_high_mul of quantize/arithmetic.py
     hwprune_rounded_<n>    <n x i32> (x, shift to the right): rounding_divide
     hwprune_requantize_<n> <n x i32> (accumulators, multipliers, shifts to the right): both
+    hwprune_scale_<n>      <n x i32> (accumulators, multipliers, start, shifts): the same where the
+                           shifts are 1 or more and nothing leaves 32 bits; start is a half
     hwprune_leading_zeros  i32 (x)
 
 Sources: Intel 64 and IA-32 manual (VPDPBUSD, VPMADDWD), Arm Architecture Reference Manual (SDOT,
@@ -63,7 +65,7 @@ class Machine:
         widths = (4,) if self._arm else (4, 8, 16)
         high = _arm_high if self._arm else _x86_high
         parts = [self._dot(), _ZEROS]
-        parts += [made(n) for made in (high, _rounded, _requantize) for n in widths]
+        parts += [made(n) for made in (high, _rounded, _requantize, _scale) for n in widths]
         return "\n".join([*_declarations(self), *parts])
 
     @property
@@ -222,6 +224,20 @@ def _requantize(n: int) -> str:
 define linkonce_odr {v} @hwprune_requantize_{n}({v} %x, {v} %m, {v} %shift) {_INLINE} {{
   %high = call {v} @hwprune_high_{n}({v} %x, {v} %m)
   %result = call {v} @hwprune_rounded_{n}({v} %high, {v} %shift)
+  ret {v} %result
+}}"""
+
+
+def _scale(n: int) -> str:
+    """Halves go away from zero: what is negative is rounded with one less than a half."""
+    v = f"<{n} x i32>"
+    return f"""
+define linkonce_odr {v} @hwprune_scale_{n}({v} %x, {v} %m, {v} %start, {v} %shift) {_INLINE} {{
+  %high = call {v} @hwprune_high_{n}({v} %x, {v} %m)
+  %sign = ashr {v} %high, {_splat("i32", n, 31)}
+  %less = add {v} %high, %sign
+  %nudged = add {v} %less, %start
+  %result = ashr {v} %nudged, %shift
   ret {v} %result
 }}"""
 

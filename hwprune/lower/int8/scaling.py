@@ -14,7 +14,9 @@ import numpy as np
 from hwprune.lower.int8 import emit
 from hwprune.lower.int8.emit import Buffer, Expr, tirx
 from hwprune.lower.int8.machine import Machine
-from hwprune.quantize.graph import IntegerTensor
+from hwprune.quantize.graph import INT8_MAX, INT8_MIN, IntegerTensor
+
+LIMIT = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,14 @@ class Finish:
     def of(clamp: tuple[int, int], y: IntegerTensor, machine: Machine) -> Finish:
         """That of an operator's result."""
         low, high = (bound + machine.offset for bound in clamp)
-        return Finish(machine, y.zero_point + machine.offset, (low, high))
+        return Finish(machine, zero_point(y, machine), (low, high))
 
     def __call__(self, scaled: Expr, lanes: int) -> Expr:
         """A vector as it is stored."""
-        value = scaled + emit.splat(self.zero_point, lanes)
+        return self.clamped(scaled + emit.splat(self.zero_point, lanes), lanes)
+
+    def clamped(self, value: Expr, lanes: int) -> Expr:
+        """A vector, its zero point added, as it is stored."""
         low, high = (emit.splat(bound, lanes) for bound in self.clamp)
         return emit.cast(tirx.min(tirx.max(value, low), high), self.machine.stored, lanes)
 
@@ -58,31 +63,53 @@ def scaled(value: Expr, multiplier: int, shift: int, lanes: int) -> Expr:
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Multipliers and shifts of channels: arrays that a kernel takes, and how it uses them."""
+    """Multipliers and shifts of channels: arrays that a kernel takes, and how it uses them.
+
+    With `start`, which has the rounding and the zero point in it, a sum is scaled by a product, two
+    additions and a shift; without, for shifts to the left and sums near 2^31, as it is defined.
+    """
 
     multiplier: np.ndarray
     right: np.ndarray
     left: np.ndarray
+    start: np.ndarray | None
+    finish: Finish
 
     @staticmethod
-    def of(operator: Any, count: int) -> Channels:
-        """Those of an operator, filled up to `count`."""
-        shift = np.asarray(operator.shift, np.int32)
-        arrays = operator.multiplier, np.maximum(-shift, 0), np.maximum(shift, 0)
-        return Channels(*(filled(np.asarray(a, np.int32), count) for a in arrays))
+    def of(operator: Any, x: IntegerTensor, finish: Finish, count: int) -> Channels:
+        """Those of a layer, filled up to `count`."""
+        multiplier = filled(np.asarray(operator.multiplier, np.int64), count)
+        shift = filled(np.asarray(operator.shift, np.int64), count)
+        shift = np.where(multiplier == 0, -1, shift)
+        right, left = np.maximum(-shift, 0), np.maximum(shift, 0)
+        start: np.ndarray | None = (2 * finish.zero_point + 1) << np.maximum(right - 1, 0)
+        reach = (filled(largest_sums(operator, x), count) * multiplier >> 31) + 2
+        if (right < 1).any() or (reach + np.abs(start) >= LIMIT).any():
+            start = None
+        return Channels(multiplier, right, left, start, finish)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """What the kernel takes: shifts to the left only where there are any."""
-        few = self.multiplier, self.right
-        return (*few, self.left) if self.left.any() else few
+        """What the kernel takes, int32."""
+        third = self.left if self.start is None else self.start
+        return tuple(a.astype(np.int32) for a in (self.multiplier, self.right, third))
 
     def value(self, acc: Expr, buffers: list[Buffer], channel: Expr, lanes: int) -> Expr:
-        """Accumulators of channels scaled; `buffers` hold `arrays`."""
-        vectors = [emit.load(buffer, channel, lanes) for buffer in buffers]
-        if len(vectors) > 2:
-            acc = tirx.shift_left(acc, vectors[2])
-        return emit.requantized(acc, vectors[0], vectors[1], lanes)
+        """Accumulators of channels as they are stored; `buffers` hold `arrays`."""
+        multiplier, right, third = (emit.load(buffer, channel, lanes) for buffer in buffers)
+        if self.start is None:
+            wide = tirx.shift_left(acc, third)
+            return self.finish(emit.requantized(wide, multiplier, right, lanes), lanes)
+        value = emit.call(f"scale_{lanes}", lanes, acc, multiplier, third, right)
+        return self.finish.clamped(value, lanes)
+
+
+def largest_sums(operator: Any, x: IntegerTensor) -> np.ndarray:
+    """The largest magnitude of every channel's accumulator, int64 (O,), over all inputs."""
+    flat = np.abs(operator.weight.reshape(len(operator.weight), -1).astype(np.int64))
+    furthest = max(abs(bound - x.zero_point) for bound in (INT8_MIN, INT8_MAX))
+    total: np.ndarray = np.abs(operator.bias.astype(np.int64)) + furthest * flat.sum(1)
+    return total
 
 
 def filled(array: np.ndarray, count: int) -> np.ndarray:
