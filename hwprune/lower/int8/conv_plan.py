@@ -22,6 +22,7 @@ from hwprune.lower.int8.scaling import filled, zero_point
 from hwprune.quantize.graph import Conv2d, IntegerTensor
 
 WORDS = 4  # of an unrolled step
+SPARE = 1  # registers for products before they are added
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class Plan:
         step = machine.word * (WORDS if held else 1)
         reduction = Reduction(g, machine.lanes, step)
         blocks = cpu.blocks(g.out_channels, machine.lanes)
-        spare = 0 if machine.word == BYTES else 1  # products, before they are added
+        apart = machine.unit == "vpmaddwd"  # products and their sum: LLVM would add products first
+        spare = SPARE if apart else 0
         tile = tiles.choose(
             g.out_height,
             g.out_width,
@@ -64,7 +66,7 @@ class Plan:
             held=WORDS if held else 0,
         )
         plane = Plane(g.height, g.width, pitch, (g.padding[0], g.padding[1]), g.read)
-        words = WORDS if held else cpu.step(reduction.extent // step, WORDS)
+        words = WORDS if held else cpu.step(reduction.extent // step, 1 if apart else WORDS)
         zero = zero_point(x, machine)
         return Plan(op, machine, context, g, reduction, words, held, tile, plane, zero)
 

@@ -71,7 +71,7 @@ class Plan:
             for out, s, k, d in zip(outputs, op.stride, kernel, op.dilation, strict=True)
         )
         plane = Plane(height, width, pitch, (op.padding[0], op.padding[1]), (size[0], size[1]))
-        lanes = min(pitch, 16)
+        lanes = min(pitch, max(machine.lanes, 8))
         registers = -(-lanes // machine.lanes)  # of a tile's pixel
         free = context.registers - prod(kernel) * registers
         columns = max(min(free // (2 * registers), 8), 2)

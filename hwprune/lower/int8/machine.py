@@ -25,6 +25,7 @@ from hwprune.host_cpu import ARM_FEATURES
 from hwprune.target import Target, required_isa
 
 BYTES, PAIRS = 4, 2  # inputs in a word
+UNSIGNED = 128  # what makes an int8 a uint8
 _X86_DOT = {16: "avx512.vpdpbusd.512", 8: "avx512.vpdpbusd.256"}
 _X86_PAIRS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}
 _SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
@@ -36,7 +37,7 @@ class Machine:
     """Vectors of `lanes` int32; `word` inputs are multiplied and summed at a time.
 
     `unit` names the instruction. A value q is stored as q + `offset`: VPDPBUSD takes inputs without
-    a sign.
+    a sign, and so does VPMADDWD where one product is asked for (of a depthwise convolution).
     """
 
     unit: str
@@ -97,8 +98,8 @@ def machine_of(target: Target) -> Machine:
             Machine("sdot", lanes, BYTES) if "asimddp" in features else Machine("smlal", 4, PAIRS)
         )
     if any(name in features for name in VNNI.get(lanes, ())):
-        return Machine("vpdpbusd", lanes, BYTES, offset=128)
-    return Machine("vpmaddwd", lanes, PAIRS)
+        return Machine("vpdpbusd", lanes, BYTES, UNSIGNED)
+    return Machine("vpmaddwd", lanes, PAIRS, UNSIGNED)
 
 
 _INLINE = "alwaysinline nounwind"
