@@ -148,6 +148,9 @@ class _Flow:
             "operators": built.quantized.graph.summary()["operators"],
             "agreement": self._agreement(built),
         }
+        if pruned is not None:
+            constants = built.quantized.graph.summary()["constant_bytes"]
+            report["pruned"]["weight_bytes"] = constants
         if built.artifact.loaded:
             report["int8_latency"] = self._measure(built, pruned, report)
         return report

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from hwprune.lower.int8.machine import Machine
 from hwprune.lower.spec import TensorSpec
 from hwprune.quantize.graph import FLOAT32, IntegerTensor
@@ -36,6 +38,22 @@ def spec_of(tensor: IntegerTensor, machine: Machine) -> TensorSpec:
     if tensor.dtype == FLOAT32:
         return TensorSpec(tensor.shape, FLOAT32)
     return TensorSpec((size(tensor),), machine.stored)
+
+
+def stored(values: np.ndarray, machine: Machine) -> np.ndarray:
+    """int8 values as they lie in memory, flat."""
+    rest = padded(values.shape[-1]) - values.shape[-1]
+    widths = [(0, 0)] * (values.ndim - 1) + [(0, rest)]
+    whole = np.pad(values, widths).astype(np.int16) + machine.offset
+    return whole.astype(machine.stored).reshape(-1)
+
+
+def unstored(memory: np.ndarray, tensor: IntegerTensor, machine: Machine) -> np.ndarray:
+    """The int8 values of a tensor from how they lie in memory."""
+    channels = tensor.shape[-1]
+    values = memory.reshape(*tensor.shape[:-1], padded(channels))[..., :channels]
+    found: np.ndarray = (values.astype(np.int16) - machine.offset).astype(np.int8)
+    return found
 
 
 def same_memory(x: IntegerTensor, y: IntegerTensor) -> bool:

@@ -32,13 +32,18 @@ from hwprune.quantize.graph import IntegerGraph, Operator, Reshape
 from hwprune.target import Target
 
 
-def lower_int8(graph: IntegerGraph, target: Target, threads: int) -> Lowered:
+def lower_int8(
+    graph: IntegerGraph, target: Target, threads: int, *, float_ends: bool = True
+) -> Lowered:
     """Compile a network of integers for a CPU.
+
+    With `float_ends` it takes and gives float32 as torch has it; without, what the graph takes and
+    gives, as `layout.stored` lays it out.
 
     Raises LoweringError naming an operator without a kernel, or what TVM cannot compile.
     """
     machine, context = machine_of(target), Context.of(target, threads)
-    network = _Network(with_float_ends(graph), machine, context)
+    network = _Network(with_float_ends(graph) if float_ends else graph, machine, context)
     fused, module, kernels = network.write()
     arena = plan_arena(fused, kernels, target.lanes)
     names = function_names([call.workload for call in fused.calls])
@@ -103,7 +108,9 @@ class _Network:
         made, inputs = fx.Graph(), self.graph.inputs
         for name in inputs:
             node = made.placeholder(name)
-            node.meta["val"] = torch.empty(self.graph.by_name[name].shape, device="meta")
+            spec = spec_of(self.graph.by_name[name], self.machine)
+            dtype = getattr(torch, spec.dtype)
+            node.meta["val"] = torch.empty(spec.shape, dtype=dtype, device="meta")
         made.output(tuple(made.nodes))
         owner = nn.Module()
         for name, array in self.constants.items():
