@@ -82,11 +82,10 @@ class Channels:
         shift = filled(np.asarray(operator.shift, np.int64), count)
         shift = np.where(multiplier == 0, -1, shift)
         right, left = np.maximum(-shift, 0), np.maximum(shift, 0)
-        start: np.ndarray | None = (2 * finish.zero_point + 1) << np.maximum(right - 1, 0)
+        start = (2 * finish.zero_point + 1) << np.maximum(right - 1, 0)
         reach = (filled(largest_sums(operator, x), count) * multiplier >> 31) + 2
-        if (right < 1).any() or (reach + np.abs(start) >= LIMIT).any():
-            start = None
-        return Channels(multiplier, right, left, start, finish)
+        near = (right < 1).any() or (reach + np.abs(start) >= LIMIT).any()
+        return Channels(multiplier, right, left, None if near else start, finish)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
