@@ -7,9 +7,11 @@ in turn.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from hwprune.build import Build
 from hwprune.capture import Program
@@ -117,12 +119,20 @@ def final_pair(boards: Boards | None, dense: Network, pruned: Network, target: T
 
 def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair:
     """Time two artifacts alternately; medians over all inferences."""
-    times: tuple[list[float], list[float]] = ([], [])
-    ratios = []
-    for _ in range(rounds):
-        pair = [a.latencies_us(RUNS_A_ROUND, warmup=1) for a in (dense, pruned)]
-        for kept, new in zip(times, pair, strict=True):
-            kept += new
-        ratios.append(statistics.median(pair[1]) / statistics.median(pair[0]))
-    dense_us, pruned_us = map(statistics.median, times)
-    return Pair(dense_us, pruned_us, statistics.median(ratios))
+    times = in_turn((dense, pruned), rounds)
+    dense_us, pruned_us = np.median(times, axis=(0, 2))
+    return Pair(float(dense_us), float(pruned_us), float(ratios(times)[1]))
+
+
+def in_turn(artifacts: Sequence[Artifact], rounds: int = ROUNDS) -> np.ndarray:
+    """Microseconds (rounds, artifacts, inferences) of several artifacts, timed in turn."""
+    return np.array(
+        [[a.latencies_us(RUNS_A_ROUND, warmup=1) for a in artifacts] for _ in range(rounds)]
+    )
+
+
+def ratios(times: np.ndarray) -> np.ndarray:
+    """Every artifact's latency over the first one's: the median of the rounds' own ratios."""
+    medians = np.median(times, axis=2)
+    found: np.ndarray = np.median(medians / medians[:, :1], axis=0)
+    return found

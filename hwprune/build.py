@@ -69,30 +69,47 @@ def build(program: Program, target: Target, threads: int, images: Tensor | None 
     static = specialize(program)
     lowered = lower(static, target, threads, images)
     reference = run_torch(static)
+    artifact = package(lowered, _manifest(static, reference, target, threads), static)
+    inputs = [_array(t, outside(target)) for t in static.inputs]
+    found, checked_by = run_artifact(artifact, lowered, inputs)
+    if found is None:
+        return Build(artifact, lowered, None)
+    return Build(artifact, lowered, compare(found, static, reference, target), checked_by)
+
+
+def package(lowered: Lowered, manifest: Manifest, program: Program | None = None) -> Artifact:
+    """A network's library and manifest in a temporary directory, loaded where it runs here.
+
+    For a GPU the `program` names the layer of a kernel that does not compile.
+    """
+    target = lowered.target
     directory = Path(tempfile.gettempdir()) / f"hwprune-{uuid.uuid4().hex}"
     try:
         directory.mkdir(mode=0o700)
         lowered.export(directory / LIBRARY)
         if target.gpu is not None:
-            _write_cubin(lowered, static, directory)
-        manifest = _manifest(static, reference, target, threads)
-        here = _runs_here(target)
-        artifact = Artifact(directory, manifest, loaded=here)
+            assert program is not None
+            _write_cubin(lowered, program, directory)
+        artifact = Artifact(directory, manifest, loaded=_runs_here(target))
         weakref.finalize(artifact, shutil.rmtree, directory, ignore_errors=True)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    inputs = [_array(t, outside(target)) for t in static.inputs]
+    return artifact
+
+
+def run_artifact(
+    artifact: Artifact, lowered: Lowered, inputs: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray] | None, str]:
+    """Its outputs and the emulator that ran it ("" for this machine); None where nothing can."""
     if artifact.loaded:
         result = artifact(*inputs)
-        found = list(result) if isinstance(result, tuple) else [result]
-        return Build(artifact, lowered, compare(found, static, reference, target))
-    runner = emulator(target) if target.gpu is None else None
+        return (list(result) if isinstance(result, tuple) else [result]), ""
+    runner = emulator(lowered.target) if lowered.target.gpu is None else None
     if runner is None:
-        return Build(artifact, lowered, None)
-    found = run_flat(directory / LIBRARY, lowered.flat(), target, inputs)
-    error = compare(found, static, reference, target)
-    return Build(artifact, lowered, error, runner.name)
+        return None, ""
+    library = artifact.directory / LIBRARY
+    return run_flat(library, lowered.flat(), lowered.target, inputs), runner.name
 
 
 def _runs_here(target: Target) -> bool:

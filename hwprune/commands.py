@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from hwprune.finish_point import finish_point
+from hwprune.int8_commands import compile_in_int8, is_int8
 from hwprune.mcu_commands import compile_for_mcu, kernels_of, refuse_memory
 from hwprune.options import (
     Aggregate,
@@ -138,6 +139,10 @@ def compile_command(
         compile_for_mcu(read, asked | memory, pruning, out, seed, name, as_json, kernels)
         return
     refuse_memory(memory)
+    if is_int8(dtype, target):
+        read = read_inputs(model, arg, input_, calibrate, mean, std, batch)
+        compile_in_int8(read, asked, pruning, out, seed, model_name(model), as_json)
+        return
     if kind == "cuda" and all(b is None for b in (latency, macs, params, threshold, plan)):
         lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)
         return

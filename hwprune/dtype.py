@@ -1,6 +1,7 @@
 """The type in which a network is computed: float32, or a coarser one where a device has it.
 
-In: a `Target` and the name of a type. Out: the target as it computes in that type.
+In: a `Target` and the name of a type. Out: the target as it computes in that type. int8 is no such
+type: a network has to be quantized for it (`int8_compile.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from hwprune.errors import TargetError
 from hwprune.target import BFLOAT16, FLOAT16, FLOAT32, TF32, Target
 
 DTYPES = (FLOAT32, FLOAT16, BFLOAT16, TF32)
+INT8 = "int8"
 FEATURE = "asimdhp"  # Linux's name of Armv8.2's vectors of half precision
 ARM = f"an Arm target whose isa.features have {FEATURE}, or "
 
@@ -22,6 +24,12 @@ def in_dtype(target: Target, dtype: str) -> Target:
 
     Raises TargetError where there is no such type, or the target has no arithmetic of it.
     """
+    if dtype == INT8:
+        raise TargetError(
+            "int8 networks are made by compile alone, from inputs to calibrate with",
+            where="dtype",
+            hint="hwprune compile MODEL --dtype int8 --calibrate DIRECTORY",
+        )
     if dtype not in DTYPES:
         raise TargetError(
             f"unknown type {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}"
@@ -37,6 +45,18 @@ def in_dtype(target: Target, dtype: str) -> Target:
             hint=f"leave it out, or choose {ARM if dtype == FLOAT16 else ''}a GPU",
         )
     return replace(target, dtype=dtype)
+
+
+def check_int8(target: Target) -> None:
+    """Raise TargetError unless there are int8 kernels for a target."""
+    if target.kind == "cpu":
+        return
+    mcu = "microcontrollers compile to int8 by themselves: hwprune compile, or compile_mcu"
+    raise TargetError(
+        f"target {target.name!r} has no int8 kernels here",
+        where="dtype",
+        hint=mcu if target.kind == "mcu" else "choose a CPU, or another type",
+    )
 
 
 def _check_tensor_cores(target: Target, dtype: str) -> None:

@@ -35,7 +35,8 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         help="What the device computes in: float32 (usual); float16, bfloat16 or tf32 where it "
-        "has them; int8 (usual) or float32 on a microcontroller.",
+        "has them; int8 on CPUs, best with --calibrate; int8 (usual) or float32 on a "
+        "microcontroller.",
     ),
 ]
 FloatFallback = Annotated[

@@ -84,6 +84,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "certificate", f"{verdict}, largest relative error {certificate['max_rel_error']:.1e}"
     if "max_rel_error_compiled" in report:
         yield "compiled against PyTorch", _compiled(report)
+    if "bit_exact" in report:
+        yield "compiled against the integer reference", _bit_exact(report)
     if "prediction_error" in report:
         yield "predicted against measured", f"{100 * report['prediction_error']:+.1f} %"
     if report.get("sources"):
@@ -128,6 +130,13 @@ def _compiled(report: Report) -> str:
         return "not run: it is another machine's, and no emulator is installed (qemu-user-static)"
     computed = "" if dtype == "float32" else f", computed in {dtype}"
     return f"relative error {error:.1e}{computed}" + (f", under {ran_on}" if ran_on else "")
+
+
+def _bit_exact(report: Report) -> str:
+    count, ran_on = report["bit_exact"], report["ran_on"]
+    if not count:
+        return "not run: it is another machine's, and no emulator is installed (qemu-user-static)"
+    return f"{count} inputs bit for bit" + (f", under {ran_on}" if ran_on else "")
 
 
 def _percent(share: float) -> str:
