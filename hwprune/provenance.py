@@ -94,10 +94,8 @@ def device_fingerprint(facts: CpuFacts, *more: str) -> str:
 
 @cache
 def schedule_version() -> str:
-    """A hash of the sources that turn a workload into code."""
-    folder = Path(__file__).resolve().parent / "lower"
-    files = sorted(folder.rglob("*.py"))
-    return _digest(f"{file.relative_to(folder)}\n{file.read_text()}" for file in files)
+    """A hash of the sources that turn a workload into code, and say how TVM compiles it."""
+    return _sources("lower", "tvm_runtime.py")
 
 
 @cache

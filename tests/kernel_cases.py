@@ -12,7 +12,8 @@ from hwprune.errors import TargetError
 from hwprune.lower.cpu import schedule
 from hwprune.lower.expansion import join
 from hwprune.lower.kernels import tvm_target
-from hwprune.lower.reference import evaluate, pack, unpack
+from hwprune.lower.packing import pack, unpack
+from hwprune.lower.reference import evaluate
 from hwprune.lower.spec import PACKED, PLAIN, Kernel, Step, TensorSpec, Workload
 from hwprune.target import Target, check_runnable, load_target
 from hwprune.tvm_runtime import compiling, load_tvm, set_threads

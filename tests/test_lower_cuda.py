@@ -22,7 +22,8 @@ from hwprune.lower.cuda.source import cuda_source, launch_of
 from hwprune.lower.cuda.tiles import TENSOR_TILES, VECTOR_TILES, choose
 from hwprune.lower.for_target import fuse_for
 from hwprune.lower.kernels import kernel_for, tvm_target
-from hwprune.lower.reference import evaluate, pack, unpack
+from hwprune.lower.packing import pack, unpack
+from hwprune.lower.reference import evaluate
 from hwprune.lower.spec import ARITHMETIC, NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
 from hwprune.pipeline import compile_pruned
 from hwprune.target import load_target

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hwprune.lower.reference import pack, unpack
+from hwprune.lower.packing import pack, unpack
 from hwprune.lower.spec import TensorSpec
 from hwprune.lower.view import View
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from hwprune.lower.functional import get_tensor
 from hwprune.lower.fuse import Fused
-from hwprune.lower.reference import pack as pack_layout
+from hwprune.lower.packing import pack as pack_layout
 from hwprune.lower.spec import PLAIN, Call, Kernel, Workload, numpy_type
 
 
