@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hwprune.capture import capture
 from hwprune.errors import LoweringError
 from hwprune.lower import build_kernels, kernel_for
-from hwprune.lower.fallback import fallback_kernel
+from hwprune.lower.aten import aten_call
+from hwprune.lower.fallback import fallback_kernel, plain_fallback
 from hwprune.lower.reference import ReferenceModule
-from hwprune.lower.spec import PACKED, Step, TensorSpec, Workload
+from hwprune.lower.spec import PACKED, Kernel, Step, TensorSpec, Workload
 from hwprune.tvm_runtime import compiling, load_tvm
 from tests.lower_helpers import check_network, host, image, static
 
@@ -100,9 +102,34 @@ def difference(workload: Workload, result: np.ndarray, given: list[np.ndarray]) 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_fallback_is_right(name: str, threads: int) -> None:
-    workload, target = WORKLOADS[name], host()
-    tvm = load_tvm()
-    kernel = fallback_kernel(workload, target.lanes, threads)
+    workload = WORKLOADS[name]
+    check(workload, fallback_kernel(workload, host().lanes, threads))
+
+
+@pytest.mark.parametrize("name", ["transpose", "softmax", "sum", "upsample"])
+def test_plain_loops_are_right(name: str) -> None:
+    kernel = plain_fallback(WORKLOADS[name])
+    check(WORKLOADS[name], kernel)
+    text = kernel.func.script()
+    assert "T.parallel" not in text
+    assert "T.vectorized" not in text
+    assert ("_init" in text) == (name in ("softmax", "sum"))  # apart from the loop of a sum
+
+
+class Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()[:, -1]
+
+
+def test_a_negative_index_counts_from_the_end() -> None:
+    program = capture(Last(), (torch.randn(2, 5, 3),))
+    (node,) = program.module.graph.find_nodes(op="call_function", target=torch.ops.aten.select.int)
+    asked = json.loads(aten_call(node).workload.attr("args"))
+    assert asked["args"] == [{"input": 0}, 1, 4]
+
+
+def check(workload: Workload, kernel: Kernel) -> None:
+    target, tvm = host(), load_tvm()
     assert kernel.rule == "fallback"
     function = kernel.func.with_attr("global_symbol", "f")
     with compiling():

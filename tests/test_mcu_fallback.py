@@ -27,6 +27,7 @@ from hwprune.mcu_vectors import TOLERANCE
 from hwprune.quantize.config import QuantConfig
 from hwprune.quantize.graph import BY_FEATURE
 from hwprune.quantize.quantizer import Quantized, quantize_program
+from hwprune.quantize.reference import run_all
 from hwprune.target import load_target
 from tests.command_line import Done, refused
 
@@ -89,6 +90,33 @@ def test_every_operator_is_pytorch_s(core: str, every: tuple[Quantized, list[np.
     steps = steps_apart(graph, inputs)
     assert 1 <= steps <= 3
     assert emulate(model, target, replace(vectors, steps=steps)).run.matching == 2
+
+
+class Sequences(nn.Module):
+    """Recurrence, and attention whose values have the batch in their second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.gru = nn.GRU(6, 8, batch_first=True)
+        self.mixed, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gru(x)[0]
+        return self.head(self.mixed(x, x, x, need_weights=False)[0][:, -1])
+
+
+@pytest.mark.slow
+def test_sequences() -> None:
+    made, inputs = quantized(Sequences(), 4, 6)
+    graph = made.graph
+    assert {"aten.gru", "aten.transpose", "aten.select"} <= {o.operator for o in fallbacks(graph)}
+    assert any(graph.by_name[op.output].shape[0] == 4 for op in fallbacks(graph))
+    both = run_all(graph, inputs)
+    alone = [run_all(graph, [x[i : i + 1] for x in inputs]) for i in range(2)]
+    for name in (*graph.outputs, *(op.output for op in fallbacks(graph))):
+        assert np.allclose(both[name], np.concatenate([one[name] for one in alone]), atol=1e-6)
+    check_fallbacks(graph, M4, inputs)
 
 
 @pytest.mark.slow

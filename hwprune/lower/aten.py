@@ -56,7 +56,7 @@ def aten_call(node: fx.Node) -> AtenCall:
 
     try:
         arguments = {
-            "args": encode(list(source.args), refer),
+            "args": encode(_arguments(source), refer),
             "kwargs": encode(dict(source.kwargs), refer),
         }
     except LoweringError as error:
@@ -69,6 +69,14 @@ def aten_call(node: fx.Node) -> AtenCall:
     workload = Workload("aten", specs[0], _spec(node), specs[1], tuple(attrs))
     nodes = (node,) if source is node else (source, node)
     return AtenCall(workload, tuple(inputs), tuple(params), nodes)
+
+
+def _arguments(node: fx.Node) -> list[Any]:
+    """The arguments of a call, its index not negative: TVM's importer takes that for 0."""
+    args: list[Any] = list(node.args)
+    if packet(node) == "aten.select" and isinstance(args[2], int) and args[2] < 0:
+        args[2] += shape(args[0])[args[1]]
+    return args
 
 
 def _affine_call(node: fx.Node) -> AtenCall:

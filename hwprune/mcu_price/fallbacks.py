@@ -58,7 +58,7 @@ def cut(graph: IntegerGraph) -> IntegerGraph:
 def cut_vectors(graph: IntegerGraph, inputs: Sequence[np.ndarray]) -> Vectors:
     """Vectors of the cut graph: float32 results within TOLERANCE, all others bit for bit."""
     values = run_all(graph, inputs)
-    made = [values[op.output] for op in fallbacks(graph)]
+    made = [values[op.output].reshape(len(inputs[0]), -1) for op in fallbacks(graph)]
     outputs = [values[name] for name in graph.outputs]
     return Vectors((*inputs, *made), (*outputs, *made), TOLERANCE)
 
@@ -73,19 +73,25 @@ def steps_apart(graph: IntegerGraph, inputs: Sequence[np.ndarray]) -> int:
         return 0
     plain, rng, moved = run(graph, inputs), np.random.default_rng(0), 0
     for signs in ([1.0], [-1.0], [-1.0, 1.0]):
-        for a, b in zip(plain, run(graph, inputs, _shifting(signs, rng)), strict=True):
+        for a, b in zip(
+            plain, run(graph, inputs, _shifting(signs, rng, len(inputs[0]))), strict=True
+        ):
             moved = max(moved, int(np.abs(a.astype(np.int32) - b).max(initial=0)))
     return moved + 1
 
 
-def _shifting(signs: Sequence[float], rng: np.random.Generator) -> Altered:
-    """Float32 results moved by TOLERANCE of their largest number, by signs drawn from these."""
+def _shifting(signs: Sequence[float], rng: np.random.Generator, count: int) -> Altered:
+    """Float32 results moved by TOLERANCE of their largest number, by signs drawn from these.
+
+    Results are those of `count` inputs, one after the other.
+    """
 
     def shifted(op: ops.Operator, x: np.ndarray) -> np.ndarray:
         if not isinstance(op, ops.Float):
             return x
-        top = np.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
-        moved: np.ndarray = x + rng.choice(signs, x.shape) * TOLERANCE * top
-        return moved.astype(np.float32)
+        rows = x.reshape(count, -1)
+        top = np.abs(rows).max(1, keepdims=True)
+        moved: np.ndarray = rows + rng.choice(signs, rows.shape) * TOLERANCE * top
+        return moved.astype(np.float32).reshape(x.shape)
 
     return shifted

@@ -141,7 +141,8 @@ def _differs(run: Run, target: Target, model: CModel, vectors: Vectors) -> Lower
     if vectors.tolerance:
         return LoweringError(
             f"{which} ({names}) are further than {vectors.tolerance} from PyTorch's",
-            hint="a defect of hwprune or of the C compiler, or numbers beyond float32",
+            hint="a defect of hwprune, of TVM's importer or of the C compiler, or numbers beyond "
+            "float32",
         )
     more = f" by more than {vectors.steps} steps" if vectors.steps else ""
     return LoweringError(

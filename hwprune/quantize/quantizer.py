@@ -99,8 +99,8 @@ def quantize_program(
     """
     config = (config or QuantConfig()).checked()
     images = check_calibration(program, calibration)
-    batches = [batch for (batch,) in as_batches(images.split(BATCH), program)]
     folded = fold_for_integers(program)
+    batches = _batches(folded, images)
     steps = find_steps(folded, config.float_fallback)
     if config.equalise:
         folded = equalise(folded, steps)
@@ -113,6 +113,17 @@ def quantize_program(
     if config.correct_bias:
         folded = correct_biases(folded, steps, scheme, batches)
     return _emitted(folded, scheme, config.float_fallback)
+
+
+def _batches(folded: Program, images: Tensor) -> list[Tensor]:
+    """The calibration data in batches, or one by one where the program has a batch of one in it."""
+    batches = [batch for (batch,) in as_batches(images.split(BATCH), folded)]
+    try:
+        with torch.no_grad():
+            folded.module(batches[0])
+    except RuntimeError:
+        return list(images.split(1))
+    return batches
 
 
 def _emitted(folded: Program, scheme: Scheme, float_fallback: bool) -> Quantized:

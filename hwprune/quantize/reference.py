@@ -279,10 +279,12 @@ def _float(
     from hwprune.lower.reference import evaluate
 
     params = [torch.from_numpy(np.ascontiguousarray(p)) for p in op.params]
+    sizes = [spec.shape[0] for spec in op.workload.inputs]  # of a batch of one
     made = []
     with torch.no_grad():
-        for i in range(len(arrays[0])):  # a workload's sizes are those of a batch of one
-            one = [torch.from_numpy(np.ascontiguousarray(a[i : i + 1])) for a in arrays]
+        for i in range(len(arrays[0]) // sizes[0]):
+            pairs = zip(arrays, sizes, strict=True)
+            one = [torch.from_numpy(np.ascontiguousarray(a[i * n : (i + 1) * n])) for a, n in pairs]
             made.append(evaluate(op.workload, one, params).contiguous().numpy())
     return np.concatenate(made)
 

@@ -33,6 +33,9 @@ def print_kernel(kernel: CKernel, name: str) -> str:
     body = source[source.index("{", start) :]
     body = re.sub(r"\n  return 0;\n\}", "\n}", body.rstrip())
     body = re.sub(r"\binff\b", "INFINITY", body)  # TVM's name for it is nobody's
+    names = [a.name for a in kernel.arguments]
+    unused = [n for n in names if not re.search(rf"\b{n}\b", body)]
+    body = "{" + "".join(f"\n  (void){n};" for n in unused) + body[1:]
     arguments = ",\n    ".join(_argument(kernel, a) for a in kernel.arguments)
     return f"HWPRUNE_KERNEL void {name}(\n    {arguments}) {body}\n"
 
