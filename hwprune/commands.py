@@ -149,7 +149,9 @@ def compile_command(
     refuse_memory(memory, MCU_ONLY)
     budgets = (latency, macs, params, threshold, plan)
     if is_gpu(target) and all(budget is None for budget in budgets):
-        lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)
+        lower_command(
+            model, out, target, input_, threads, batch, dtype, calibrate, mean, std, arg, as_json
+        )
         return
     read_request(**asked, compiles=True)
     with shown_progress(as_json) as progress:
@@ -222,10 +224,13 @@ def lower_command(
     threads: Threads = 1,
     batch: Batch = None,
     dtype: Dtype = None,
+    calibrate: Calibrate = None,
+    mean: Mean = "0.5",
+    std: Std = "0.5",
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a model as it is."""
+    """Compile a model as it is. In float16 --calibrate shows what would leave its range."""
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile
     from hwprune.request import read_target
@@ -233,10 +238,10 @@ def lower_command(
     check_writable(out)
     read_target(target, threads, compiles=True, dtype=dtype or FLOAT32)
     with shown_progress(as_json) as progress:
-        given, inputs, _ = read_inputs(model, arg, input_, batch=batch)
+        given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std, batch)
         artifact = compile(
             given, inputs, target=target, threads=threads, dtype=dtype or FLOAT32,
-            progress=progress, name=model_name(model),
+            calibrate=images, progress=progress, name=model_name(model),
         )  # fmt: skip
     artifact.save(out)
     print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")
