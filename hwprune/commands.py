@@ -109,7 +109,8 @@ def compile_command(
 
     With --from and --point: finish a point of a search. With --rpc or --tracker: on that board.
     For a microcontroller: C in int8 (or --dtype float32), checked on an emulated board, in its
-    --sram and --flash. For that and for a GPU: without a budget the network is left as it is.
+    --sram and --flash. With --dtype int8 on a CPU: quantized, bit for bit the integer reference.
+    For those and for a GPU: without a budget the network is left as it is.
     """
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile_pruned
@@ -144,7 +145,9 @@ def compile_command(
         compile_in_int8(read, asked, pruning, out, seed, model_name(model), as_json)
         return
     if kind == "cuda" and all(b is None for b in (latency, macs, params, threshold, plan)):
-        lower_command(model, out, target, input_, threads, batch, dtype, arg, as_json)
+        lower_command(
+            model, out, target, input_, threads, batch, dtype, calibrate, mean, std, arg, as_json
+        )
         return
     read_request(**asked, compiles=True)
     with shown_progress(as_json) as progress:
@@ -223,10 +226,13 @@ def lower_command(
     threads: Threads = 1,
     batch: Batch = None,
     dtype: Dtype = None,
+    calibrate: Calibrate = None,
+    mean: Mean = "0.5",
+    std: Std = "0.5",
     arg: Args = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a model as it is."""
+    """Compile a model as it is. In float16 --calibrate shows what would leave its range."""
     from hwprune.atomic import check_writable
     from hwprune.pipeline import compile
     from hwprune.request import read_target
@@ -234,10 +240,10 @@ def lower_command(
     check_writable(out)
     read_target(target, threads, compiles=True, dtype=dtype or FLOAT32)
     with shown_progress(as_json) as progress:
-        given, inputs, _ = read_inputs(model, arg, input_, batch=batch)
+        given, inputs, images = read_inputs(model, arg, input_, calibrate, mean, std, batch)
         artifact = compile(
             given, inputs, target=target, threads=threads, dtype=dtype or FLOAT32,
-            progress=progress, name=model_name(model),
+            calibrate=images, progress=progress, name=model_name(model),
         )  # fmt: skip
     artifact.save(out)
     print_json({"out": str(out)}) if as_json else Console().print(f"Artifact in {out}")

@@ -143,16 +143,21 @@ def compile(
     target: str = "host",
     threads: int = 1,
     dtype: str = FLOAT32,
+    calibrate: Tensor | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
     name: str = "",
 ) -> Artifact:
-    """Compile any model, pruned or not, for a device; checked against PyTorch."""
+    """Compile any model, pruned or not, for a device; checked against PyTorch.
+
+    In float16 `calibrate`, unlabelled inputs (N, …), shows with the example inputs whether values
+    leave its range.
+    """
     clock = Clock(progress or Silent())
     chosen = read_target(target, threads, compiles=True, dtype=dtype)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
     with clock.stage("compile"):
-        return build(program, chosen, threads).artifact
+        return build(program, chosen, threads, as_images(calibrate, program)).artifact
 
 
 def compile_pruned(

@@ -25,7 +25,7 @@ from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.packing import pack, unpack
 from hwprune.lower.reference import evaluate
 from hwprune.lower.spec import ARITHMETIC, NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
-from hwprune.pipeline import compile_pruned
+from hwprune.pipeline import compile, compile_pruned
 from hwprune.target import load_target
 from tests.cuda_cases import CASES, conv, image
 
@@ -259,3 +259,5 @@ def test_compile_looks_at_the_range_on_calibration_images(tmp_path: Path) -> Non
             macs="90%", calibrate=quiet + 1, recover="none", aggregate="sum", importance="l1",
         )  # fmt: skip
     assert not (tmp_path / "art").exists()
+    with pytest.raises(LoweringError, match="float16 ends at 65504"):
+        compile(Clamped(), (quiet,), target="nvidia-h200", dtype="float16", calibrate=[quiet + 1])
