@@ -88,7 +88,8 @@ def compile_mcu(
         budgets: any of `latency`, `sram`, `flash`, `macs`, `params` and `threshold`, or a `plan` of
             `hwprune.prune`, or none.
         pruning: other arguments of `hwprune.prune`.
-        config: how to quantize.
+        config: how to quantize; with `float_fallback` operators without an int8 kernel run in
+            float32, which the report names.
 
     Raises a HwpruneError subclass for everything that a user can cause: no microcontroller, no
     compiler or emulator, operators without a kernel, budgets out of reach, a network that does not
