@@ -28,7 +28,14 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Int8Result, Path]:
     out = tmp_path_factory.mktemp("int8") / "out"
     images = torch.randn(8, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
     result = compile_int8(
-        tiny.resnet8(), (images[:1],), out=out, macs="50%", calibrate=images, name="resnet8"
+        tiny.resnet8(),
+        (images[:1],),
+        out=out,
+        macs="50%",
+        calibrate=images,
+        name="resnet8",
+        importance="l2",
+        recover="none",
     )
     return result, out
 
@@ -101,7 +108,13 @@ def test_a_wrong_output_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.parametrize(
     ("more", "kind", "text"),
     [
-        ({"latency": "50%"}, BudgetError, "kernels in int8 have no prices on CPUs yet"),
+        (
+            {"latency": "50%", "target": "cortex-a76"},
+            BudgetError,
+            "int8 kernels are timed, and cortex-a76 is not this machine",
+        ),
+        ({"latency": "50%", "plan": "plan.json"}, BudgetError, "a plan and a budget exclude"),
+        ({"latency": "soon"}, BudgetError, "soon"),
         ({"boards": object()}, HwpruneError, "not measured on boards yet"),
         ({"target": "nvidia-h200"}, TargetError, "has no int8 kernels here .choose a CPU"),
         ({"target": "cortex-m4"}, TargetError, "has no int8 kernels here .microcontrollers"),
