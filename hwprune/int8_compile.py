@@ -29,7 +29,7 @@ from hwprune.errors import BudgetError, HwpruneError
 from hwprune.forms import Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance
-from hwprune.int8_build import Int8Build, build_int8
+from hwprune.int8_build import Int8Build, build_int8, check_single_input
 from hwprune.int8_search import Asked, Found, meet_latency
 from hwprune.mcu_price.network import calibration_inputs
 from hwprune.pipeline import prune
@@ -100,6 +100,7 @@ def compile_int8(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
+    check_single_input(program)
     given, said = calibration_inputs(program, images, seed)
     flow = _Flow(program, images, given, config, clock)
     found = flow.search(budgets, chosen, threads, seed, options) if budgets else None

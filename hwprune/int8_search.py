@@ -81,29 +81,35 @@ def meet_latency(asked: Asked, clock: Clock) -> Found:
 
 class _Search:
     def __init__(self, asked: Asked, clock: Clock) -> None:
-        self.asked, self.clock, self.weak = asked, clock, {}  # type: ignore[var-annotated]
+        self.asked, self.clock = asked, clock
+        self.prepared = self._coupled()
         self.scores: Mapping[str, np.ndarray] = {}
+        self.weak: Weak = {}
 
     def run(self) -> Found:
-        asked, clock = self.asked, self.clock
-        with clock.stage("couple"):
+        asked, clock, coupling = self.asked, self.clock, self.prepared.coupling
+        with clock.stage("dense network in int8"):
+            dense = self._build(asked.program)
+        self.prepared = replace(self.prepared, sites=sized(dense.quantized, coupling).kernels)
+        costs, kernels = self._priced()
+        with clock.stage("score") as advance:
+            scorer = asked.importance.read(asked.program).on(asked.images)
+            scores, energies = scorer.scored(asked.program, coupling, advance)
+        if asked.threshold is not None:
+            self.weak = weak_units(energies.groups, coupling, asked.threshold)
+        self.scores = discount(scores, self.weak)
+        return self._turns(dense, costs, kernels)
+
+    def _coupled(self) -> Prepared:
+        """The network's groups and candidate widths. Raises HwpruneError where there are none."""
+        asked = self.asked
+        with self.clock.stage("couple"):
             prepared = prepare(asked.program, asked.target, asked.threads, **asdict(asked.forms))
         if not prepared.candidates:
             raise HwpruneError(
                 "nothing can be pruned", where=asked.program.name, hint="see hwprune inspect"
             )
-        with clock.stage("dense network in int8"):
-            quantized = quantize_program(asked.program, asked.given, asked.config)
-            dense = self._build(asked.program)
-        self.prepared = replace(prepared, sites=sized(quantized, prepared.coupling).kernels)
-        costs, kernels = self._priced()
-        with clock.stage("score") as advance:
-            scorer = asked.importance.read(asked.program).on(asked.images)
-            scores, energies = scorer.scored(asked.program, prepared.coupling, advance)
-        if asked.threshold is not None:
-            self.weak = weak_units(energies.groups, prepared.coupling, asked.threshold)
-        self.scores = discount(scores, self.weak)
-        return self._turns(dense, costs, kernels)
+        return prepared
 
     def _build(self, program: Program) -> Int8Build:
         asked = self.asked
@@ -175,9 +181,6 @@ class _Search:
         arguments = (self.scores, prepared.candidates, taken, limits)
         chosen = allocate(*arguments, gates=prepared.gates)
         return without(chosen, self.weak, Problem(*arguments, prepared.gates))
-
-    prepared: Prepared
-    weak: Weak
 
 
 def _better(best: Found | None, new: Found, share: float) -> Found:

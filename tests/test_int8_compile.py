@@ -118,14 +118,16 @@ def test_a_wrong_output_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"boards": object()}, HwpruneError, "not measured on boards yet"),
         ({"target": "nvidia-h200"}, TargetError, "has no int8 kernels here .choose a CPU"),
         ({"target": "cortex-m4"}, TargetError, "has no int8 kernels here .microcontrollers"),
+        ({"inputs": (torch.randn(3, 6),)}, HwpruneError, "the example has a batch of 3"),
         ({"threads": 0}, HwpruneError, "0 threads"),
         ({"calibrate": torch.zeros(4, 6)}, HwpruneError, "all calibration inputs are zero"),
         ({"calibrate": torch.ones(4, 7)}, HwpruneError, "shape"),
     ],
 )
 def test_mistakes(tmp_path: Path, more: dict, kind: type, text: str) -> None:
+    given = {"inputs": (torch.randn(1, 6),), "out": tmp_path / "out", **more}
     with pytest.raises(kind, match=text):
-        compile_int8(torch.nn.Linear(6, 8), (torch.randn(1, 6),), out=tmp_path / "out", **more)
+        compile_int8(torch.nn.Linear(6, 8), **given)
     assert not (tmp_path / "out").exists()
 
 
