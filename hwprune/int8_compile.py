@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from os import PathLike
 from typing import Any
 
@@ -29,12 +30,13 @@ from hwprune.errors import BudgetError, HwpruneError
 from hwprune.forms import Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance
-from hwprune.int8_build import Int8Build, build_int8, check_single_input
+from hwprune.int8_build import CHECKED, Int8Build, build_int8, check_single_input
 from hwprune.int8_search import Asked, Found, meet_latency
 from hwprune.mcu_price.network import calibration_inputs
 from hwprune.pipeline import prune
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.quantize.config import QuantConfig
+from hwprune.quantize.fidelity import value_fidelity
 from hwprune.quantize.quantizer import quantize_program
 from hwprune.recover import fidelity
 from hwprune.request import read_target
@@ -202,6 +204,7 @@ class _Flow:
             "arena_bytes": lowered.arena.size_bytes,
             "operators": built.quantized.graph.summary()["operators"],
             "agreement": self._agreement(built),
+            "values": self._values(built),
         }
         if pruned is not None:
             constants = built.quantized.graph.summary()["constant_bytes"]
@@ -216,6 +219,19 @@ class _Flow:
         found = fidelity(_runner(self.program), lambda batch: built.quantized(batch)[0], held)
         kind = "random inputs" if self.images is None else "calibration inputs kept from recovery"
         return found | {"images": len(held), "on": kind}
+
+    def _values(self, built: Int8Build) -> list[dict[str, Any]]:
+        """What int8 costs value by value, in network order: signal over noise, in decibels."""
+        rows = value_fidelity(built.quantized, self.given[:CHECKED])
+        return [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "snr_db": round(row.snr_db, 2) if isfinite(row.snr_db) else None,
+                "within_one_step": row.within_one_step,
+            }
+            for row in rows
+        ]
 
     def _measure(
         self, built: Int8Build, pruned: PruneResult | None, report: dict[str, Any]

@@ -65,6 +65,9 @@ def test_the_report_has_three_networks_timed_in_turn(pruned: tuple[Int8Result, P
     assert bytes_ < report["pruned"]["params"] * 2
     assert report["agreement"]["images"] == 2
     assert 0.9 < report["agreement"]["cosine"] <= 1
+    assert len(report["values"]) > 8
+    assert min(row["within_one_step"] for row in report["values"]) > 0.9
+    assert all(row["snr_db"] is None or row["snr_db"] > 5 for row in report["values"])
     assert "4 inputs bit for bit" in (pruned[1] / "report.html").read_text()
 
 
