@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hwprune.atomic import check_room
 from hwprune.build import CODE_BYTES, package, run_artifact, toolchain
+from hwprune.capture import Program
 from hwprune.deploy import Artifact, Manifest, TensorInfo
-from hwprune.errors import LoweringError
+from hwprune.errors import HwpruneError, LoweringError
 from hwprune.lower import Lowered
 from hwprune.lower.int8.network import lower_int8
 from hwprune.quantize.graph import FLOAT32, IntegerGraph
@@ -40,6 +41,17 @@ class Int8Build:
     quantized: Quantized
     checked: int
     checked_by: str = ""
+
+
+def check_single_input(program: Program) -> None:
+    """Raise HwpruneError unless the network is to take one input at a time."""
+    batch = len(program.inputs[0]) if program.inputs[0].ndim else 0
+    if batch != 1:
+        raise HwpruneError(
+            f"the example has a batch of {batch}: networks in int8 take one input at a time",
+            where=program.name,
+            hint="give an example with a batch of 1",
+        )
 
 
 def build_int8(quantized: Quantized, target: Target, threads: int, inputs: Tensor) -> Int8Build:

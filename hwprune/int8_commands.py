@@ -64,6 +64,10 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
         f"(cosine {seen['cosine']:.4f}) on {seen['images']} {seen['on']}; "
         f"calibrated on {report['calibration']}"
     )
+    noisy = [row for row in report["values"] if row["snr_db"] is not None]
+    if noisy:
+        worst = min(noisy, key=lambda row: row["snr_db"])
+        console.print(f"least signal to noise {worst['snr_db']:.1f} dB, at {worst['name']}")
     console.print(f"Artifact in {out}: float32 in and out, int8 within")
 
 

@@ -9,33 +9,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hwprune.account import HELD_OUT, add_latency
 from hwprune.atomic import check_writable
 from hwprune.bench import Pair, in_turn, ratios
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.deploy import Artifact
 from hwprune.dtype import INT8, check_int8
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.forms import Forms
 from hwprune.given import Model, as_images, as_program
-from hwprune.int8_build import Int8Build, build_int8
+from hwprune.importance import Importance
+from hwprune.int8_build import CHECKED, Int8Build, build_int8, check_single_input
+from hwprune.int8_search import Asked, Found, meet_latency
 from hwprune.mcu_price.network import calibration_inputs
 from hwprune.pipeline import prune
 from hwprune.progress import Clock, Progress, Silent
 from hwprune.quantize.config import QuantConfig
+from hwprune.quantize.fidelity import value_fidelity
 from hwprune.quantize.quantizer import quantize_program
 from hwprune.recover import fidelity
 from hwprune.request import read_target
 from hwprune.result import PruneResult, result_files
+from hwprune.target import Target
+from hwprune.threshold import check_threshold
 
 REPORT = "report.json"
+_BUDGETS = ("macs", "params", "threshold")
+_FORMS = ("attention", "grouped", "group_norm", "branches")
 
 
 @dataclass(frozen=True)
@@ -71,32 +82,32 @@ def compile_int8(
     Args:
         calibrate: unlabelled inputs, (N, …) float32; without, random ones, which the report says.
         config: how to quantize.
-        options: budgets (`macs`, `params`, `threshold`), a `plan`, and the other arguments of
-            `hwprune.prune`; without a budget or plan the network is left as it is.
+        options: budgets (`latency`, `macs`, `params`, `threshold`), a `plan`, and the other
+            arguments of `hwprune.prune`; without a budget or plan the network is left as it is.
+            A share of the latency is of the dense network's in int8; kernels are timed here.
 
-    Raises a HwpruneError subclass for everything that a user can cause: a latency budget (int8
-    kernels have no prices on CPUs), no CPU, operators without a kernel, bad calibration data.
+    Raises a HwpruneError subclass for everything that a user can cause: no CPU, a latency budget
+    for a device that is not here, operators without a kernel, bad calibration data.
     """
     check_writable(out)
-    if options.pop("latency", None) is not None:
-        raise BudgetError(
-            "kernels in int8 have no prices on CPUs yet",
-            where="latency",
-            hint="budget macs or params, or compile in float32",
-        )
     if options.pop("boards", None) is not None:
         raise HwpruneError(
             "networks in int8 are not measured on boards yet", where="boards", hint="leave them out"
         )
     chosen = read_target(target, threads, compiles=True)
     check_int8(chosen)
+    budgets = _read_latency(options, chosen)
     clock = Clock(progress or Silent())
     torch.manual_seed(seed)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
+    check_single_input(program)
     given, said = calibration_inputs(program, images, seed)
     flow = _Flow(program, images, given, config, clock)
+    found = flow.search(budgets, chosen, threads, seed, options) if budgets else None
+    if found is not None:
+        options = {k: v for k, v in options.items() if k not in _BUDGETS} | {"plan": found.plan}
     pruned = flow.prune(chosen.name, threads, seed, options)
     after = program if pruned is None else pruned.program
     with clock.stage("quantize"):
@@ -104,9 +115,37 @@ def compile_int8(
     with clock.stage("compile"):
         built = build_int8(quantized, chosen, threads, given)
     report = flow.report(built, pruned, said)
+    if found is not None:
+        report["latency_search"] = found.facts
+        report["plan"] = f"latency {budgets[LATENCY]} of the dense network in int8"
+        if not budgets[LATENCY].relative:
+            report["plan"] = f"latency {budgets[LATENCY]} in int8"
     report["seconds"] = {k: round(v, 2) for k, v in clock.seconds.items()}
     _write(built, pruned, report, out)
     return Int8Result(built, report, pruned)
+
+
+def _read_latency(options: dict[str, Any], target: Target) -> dict[str, Budget]:
+    """The budgets by resource where a latency is among them; it is taken out of the options.
+
+    Raises BudgetError for one beside a plan, or where no kernel can be timed.
+    """
+    latency = options.pop("latency", None)
+    if latency is None:
+        return {}
+    if options.get("plan") is not None:
+        raise BudgetError(
+            "a plan and a budget exclude each other", where="plan", hint="pass one of them"
+        )
+    if target.runner != "local":
+        raise BudgetError(
+            f"int8 kernels are timed, and {target.name} is not this machine",
+            where="latency",
+            hint="budget macs or params, or compile in float32, where latencies are predicted",
+        )
+    asked = {LATENCY: latency, MACS: options.get("macs"), PARAMS: options.get("params")}
+    budgets = {resource: parse_budget(text, resource) for resource, text in asked.items()}
+    return {resource: budget for resource, budget in budgets.items() if budget is not None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +157,24 @@ class _Flow:
     given: Tensor
     config: QuantConfig | None
     clock: Clock
+
+    def search(
+        self,
+        budgets: Mapping[str, Budget],
+        target: Target,
+        threads: int,
+        seed: int,
+        options: Mapping[str, Any],
+    ) -> Found:
+        """The plan that meets a latency, and other budgets with it."""
+        forms = Forms(**{k: options[k] for k in _FORMS if k in options}).checked()
+        importance = replace(Importance.among(options), seed=seed)
+        threshold = check_threshold(options.get("threshold"))
+        asked = Asked(
+            self.program, target, threads, budgets, self.given, self.images, forms, importance,
+            threshold, self.config,
+        )  # fmt: skip
+        return meet_latency(asked, self.clock)
 
     def prune(
         self, target: str, threads: int, seed: int, options: Mapping[str, Any]
@@ -147,6 +204,7 @@ class _Flow:
             "arena_bytes": lowered.arena.size_bytes,
             "operators": built.quantized.graph.summary()["operators"],
             "agreement": self._agreement(built),
+            "values": self._values(built),
         }
         if pruned is not None:
             constants = built.quantized.graph.summary()["constant_bytes"]
@@ -162,6 +220,19 @@ class _Flow:
         kind = "random inputs" if self.images is None else "calibration inputs kept from recovery"
         return found | {"images": len(held), "on": kind}
 
+    def _values(self, built: Int8Build) -> list[dict[str, Any]]:
+        """What int8 costs value by value, in network order: signal over noise, in decibels."""
+        rows = value_fidelity(built.quantized, self.given[:CHECKED])
+        return [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "snr_db": round(row.snr_db, 2) if isfinite(row.snr_db) else None,
+                "within_one_step": row.within_one_step,
+            }
+            for row in rows
+        ]
+
     def _measure(
         self, built: Int8Build, pruned: PruneResult | None, report: dict[str, Any]
     ) -> dict[str, Any]:
@@ -176,7 +247,7 @@ class _Flow:
         artifacts["dense_int8" if pruned is None else "pruned_int8"] = built.artifact
         with self.clock.stage("measure"):
             times = in_turn(tuple(artifacts.values()))
-        medians = [float(us) for us in _medians(times)]
+        medians = [float(us) for us in np.median(times, axis=(0, 2))]
         shares = [float(share) for share in ratios(times)]
         if pruned is not None:
             add_latency(report, Pair(medians[0], medians[-1], shares[-1]))
@@ -185,12 +256,6 @@ class _Flow:
             "us": dict(zip(artifacts, medians, strict=True)),
             "ratio": dict(zip(artifacts, shares, strict=True)),
         }
-
-
-def _medians(times: Any) -> Any:
-    import numpy as np
-
-    return np.median(times, axis=(0, 2))
 
 
 def _runner(program: Program) -> Callable[[Tensor], Any]:

@@ -6,8 +6,11 @@ network are measured first (the search needs them anyway): a hopeless budget is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from hwprune.budget import Budget
 from hwprune.errors import BudgetError
+from hwprune.lower.spec import Workload
 from hwprune.measure import Measured
 from hwprune.obtain import obtain
 from hwprune.prepare import Prepared
@@ -25,8 +28,11 @@ def check_latency(
     budget: Budget,
     advance: Advance | None = None,
     boards: BoardTable | None = None,
+    fill: Callable[[Sequence[Workload]], Measured] | None = None,
 ) -> Measured:
     """Measure the narrowest and the full network's kernels; says what was measured.
+
+    `fill` puts rows of kernels into the table where they are not float kernels.
 
     Raises BudgetError, with the smallest reachable latency, where even that exceeds the budget by
     more than a sum of kernels can be wrong.
@@ -34,7 +40,10 @@ def check_latency(
     ends = extremes(prepared.sites, prepared.candidates)
     workloads = [workload for narrow, full, _ in ends for workload in (narrow, full)]
     threads = prepared.threads
-    done = obtain(workloads, prepared.target, threads, table, progress=advance, boards=boards)
+    if fill is not None:
+        done = fill(workloads)
+    else:
+        done = obtain(workloads, prepared.target, threads, table, progress=advance, boards=boards)
     if table.failures(workloads, threads):
         return done  # reported where the costs are made
     stay = extremes([s for s in prepared.sites if not s.branch], prepared.candidates)

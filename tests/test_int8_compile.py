@@ -28,7 +28,14 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Int8Result, Path]:
     out = tmp_path_factory.mktemp("int8") / "out"
     images = torch.randn(8, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
     result = compile_int8(
-        tiny.resnet8(), (images[:1],), out=out, macs="50%", calibrate=images, name="resnet8"
+        tiny.resnet8(),
+        (images[:1],),
+        out=out,
+        macs="50%",
+        calibrate=images,
+        name="resnet8",
+        importance="l2",
+        recover="none",
     )
     return result, out
 
@@ -58,6 +65,9 @@ def test_the_report_has_three_networks_timed_in_turn(pruned: tuple[Int8Result, P
     assert bytes_ < report["pruned"]["params"] * 2
     assert report["agreement"]["images"] == 2
     assert 0.9 < report["agreement"]["cosine"] <= 1
+    assert len(report["values"]) > 8
+    assert min(row["within_one_step"] for row in report["values"]) > 0.9
+    assert all(row["snr_db"] is None or row["snr_db"] > 5 for row in report["values"])
     assert "4 inputs bit for bit" in (pruned[1] / "report.html").read_text()
 
 
@@ -101,18 +111,26 @@ def test_a_wrong_output_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.parametrize(
     ("more", "kind", "text"),
     [
-        ({"latency": "50%"}, BudgetError, "kernels in int8 have no prices on CPUs yet"),
+        (
+            {"latency": "50%", "target": "cortex-a76"},
+            BudgetError,
+            "int8 kernels are timed, and cortex-a76 is not this machine",
+        ),
+        ({"latency": "50%", "plan": "plan.json"}, BudgetError, "a plan and a budget exclude"),
+        ({"latency": "soon"}, BudgetError, "soon"),
         ({"boards": object()}, HwpruneError, "not measured on boards yet"),
         ({"target": "nvidia-h200"}, TargetError, "has no int8 kernels here .choose a CPU"),
         ({"target": "cortex-m4"}, TargetError, "has no int8 kernels here .microcontrollers"),
+        ({"inputs": (torch.randn(3, 6),)}, HwpruneError, "the example has a batch of 3"),
         ({"threads": 0}, HwpruneError, "0 threads"),
         ({"calibrate": torch.zeros(4, 6)}, HwpruneError, "all calibration inputs are zero"),
         ({"calibrate": torch.ones(4, 7)}, HwpruneError, "shape"),
     ],
 )
 def test_mistakes(tmp_path: Path, more: dict, kind: type, text: str) -> None:
+    given = {"inputs": (torch.randn(1, 6),), "out": tmp_path / "out", **more}
     with pytest.raises(kind, match=text):
-        compile_int8(torch.nn.Linear(6, 8), (torch.randn(1, 6),), out=tmp_path / "out", **more)
+        compile_int8(torch.nn.Linear(6, 8), **given)
     assert not (tmp_path / "out").exists()
 
 

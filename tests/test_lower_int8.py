@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,20 @@ def test_an_operator_without_kernel_is_named() -> None:
 def test_only_cpus() -> None:
     with pytest.raises(LoweringError, match="no int8 kernels for cuda"):
         machine_of(load_target("nvidia-h200"))
+
+
+def test_no_other_architecture() -> None:
+    facts = {"kind": "llvm", "mtriple": "riscv64-linux-gnu"}
+    other = replace(load_target("cortex-a72"), name="board", tvm_target=facts, isa=())
+    with pytest.raises(LoweringError, match="no int8 kernels for riscv64"):
+        machine_of(other)
+
+
+def test_no_instruction_that_llvm_was_not_given() -> None:
+    core = load_target("cortex-a76")
+    plain = replace(core, tvm_target={**core.tvm_target, "mcpu": "cortex-a72", "mattr": ["+neon"]})
+    assert "asimddp" in plain.isa
+    assert machine_of(plain).unit == "smlal"
 
 
 def test_what_a_core_multiplies_with() -> None:

@@ -17,12 +17,12 @@ SQRDMULH, SMLAL). A word is 32 bits: four bytes, or two int16 where bytes have n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hwprune.errors import LoweringError
-from hwprune.host_cpu import ARM_FEATURES
-from hwprune.target import Target, required_isa
+from hwprune.host_cpu import read_cpu
+from hwprune.target import Target, architecture, required_isa
 
 BYTES, PAIRS = 4, 2  # inputs in a word
 UNSIGNED = 128  # what makes an int8 a uint8
@@ -89,13 +89,20 @@ define linkonce_odr <{n} x i32> @hwprune_dot(<{n} x i32> %acc, i32 %word, {weigh
 
 
 def machine_of(target: Target) -> Machine:
-    """How a target multiplies integers. Raises LoweringError for one that is no CPU."""
+    """How a target multiplies integers, by the features that LLVM gives its code.
+
+    Raises LoweringError for what is no CPU, or one of another architecture.
+    """
     if target.kind != "cpu":
         raise LoweringError(f"no int8 kernels for {target.kind}", where=f"target {target.name!r}")
-    features, lanes = set(required_isa(target)), target.vector_bits // 32
-    if ARM_FEATURES.keys() & features:
-        return (
-            Machine("sdot", lanes, BYTES) if "asimddp" in features else Machine("smlal", 4, PAIRS)
+    kind, lanes = architecture(target, read_cpu()), target.vector_bits // 32
+    features = set(required_isa(replace(target, isa=())))
+    if kind == "aarch64":
+        dots = "asimddp" in features
+        return Machine("sdot", lanes, BYTES) if dots else Machine("smlal", lanes, PAIRS)
+    if kind != "x86_64":
+        raise LoweringError(
+            f"no int8 kernels for {kind}", where=f"target {target.name!r}", hint="x86_64, aarch64"
         )
     if any(name in features for name in VNNI.get(lanes, ())):
         return Machine("vpdpbusd", lanes, BYTES, UNSIGNED)

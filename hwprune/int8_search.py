@@ -1,0 +1,195 @@
+"""Meeting a latency budget in int8 on this machine: price, solve, quantize, build, time, correct.
+
+In: a float network and its budgets. Out: a `Plan`, and the facts of the search. Shares are of the
+dense network in int8.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hwprune.allocate import allocate
+from hwprune.bench import in_turn, ratios
+from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.calibrate import Calibration, fit
+from hwprune.capture import Program
+from hwprune.cost import Cost
+from hwprune.errors import HwpruneError
+from hwprune.estimate_search import carry_out
+from hwprune.forms import Forms
+from hwprune.importance import Importance
+from hwprune.int8_build import Int8Build, build_int8
+from hwprune.int8_price import measure_int8
+from hwprune.latency import CORRECTIONS, OVER, UNDER, network_costs
+from hwprune.mcu_price.sites import sized
+from hwprune.measure import Measured
+from hwprune.plan import Plan
+from hwprune.prepare import Prepared, prepare
+from hwprune.price import latency_costs, required
+from hwprune.problem import Allocation, Problem
+from hwprune.progress import Clock
+from hwprune.provenance import provenance_of
+from hwprune.quantize.config import QuantConfig
+from hwprune.quantize.quantizer import quantize_program
+from hwprune.reach import check_latency
+from hwprune.table import LatencyTable
+from hwprune.target import Target
+from hwprune.threshold import Weak, discount, weak_units, without
+
+ROUNDS = 11
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: budgets by resource, a latency among them; what calibrates and scores."""
+
+    program: Program
+    target: Target
+    threads: int
+    budgets: Mapping[str, Budget]
+    given: Tensor
+    images: Tensor | None
+    forms: Forms = field(default_factory=Forms)
+    importance: Importance = field(default_factory=Importance)
+    threshold: float | None = None
+    config: QuantConfig | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan; `ratio` is its latency over the dense network's in int8, measured in turn."""
+
+    plan: Plan
+    ratio: float
+    facts: dict[str, Any]
+
+
+def meet_latency(asked: Asked, clock: Clock) -> Found:
+    """The plan that keeps the most importance under the budgets.
+
+    Raises BudgetError where they are out of reach, HwpruneError where nothing can be pruned.
+    """
+    asked.importance.check(asked.images is not None)
+    return _Search(asked, clock).run()
+
+
+class _Search:
+    def __init__(self, asked: Asked, clock: Clock) -> None:
+        self.asked, self.clock = asked, clock
+        self.prepared = self._coupled()
+        self.scores: Mapping[str, np.ndarray] = {}
+        self.weak: Weak = {}
+
+    def run(self) -> Found:
+        asked, clock, coupling = self.asked, self.clock, self.prepared.coupling
+        with clock.stage("dense network in int8"):
+            dense = self._build(asked.program)
+        self.prepared = replace(self.prepared, sites=sized(dense.quantized, coupling).kernels)
+        costs, kernels = self._priced()
+        with clock.stage("score") as advance:
+            scorer = asked.importance.read(asked.program).on(asked.images)
+            scores, energies = scorer.scored(asked.program, coupling, advance)
+        if asked.threshold is not None:
+            self.weak = weak_units(energies.groups, coupling, asked.threshold)
+        self.scores = discount(scores, self.weak)
+        return self._turns(dense, costs, kernels)
+
+    def _coupled(self) -> Prepared:
+        """The network's groups and candidate widths. Raises HwpruneError where there are none."""
+        asked = self.asked
+        with self.clock.stage("couple"):
+            prepared = prepare(asked.program, asked.target, asked.threads, **asdict(asked.forms))
+        if not prepared.candidates:
+            raise HwpruneError(
+                "nothing can be pruned", where=asked.program.name, hint="see hwprune inspect"
+            )
+        return prepared
+
+    def _build(self, program: Program) -> Int8Build:
+        asked = self.asked
+        quantized = quantize_program(program, asked.given, asked.config)
+        return build_int8(quantized, asked.target, asked.threads, asked.given)
+
+    def _priced(self) -> tuple[tuple[Cost, ...], Measured]:
+        """The kernels' prices over the widths, once the budget is known to be within reach."""
+        asked, prepared = self.asked, self.prepared
+        with LatencyTable.open(provenance_of(asked.target)) as table:
+            with self.clock.stage("check the budget") as advance:
+                first = check_latency(
+                    prepared, table, asked.budgets[LATENCY], fill=lambda some: measure_int8(
+                        some, asked.target, asked.threads, table, advance
+                    ),
+                )  # fmt: skip
+            with self.clock.stage("measure kernels") as advance:
+                needed = required(prepared.sites, prepared.candidates)
+                found = measure_int8(needed, asked.target, asked.threads, table, advance)
+            costs = latency_costs(prepared.sites, prepared.candidates, table, asked.threads)
+        return costs, first.then(found)
+
+    def _turns(self, dense: Int8Build, costs: tuple[Cost, ...], kernels: Measured) -> Found:
+        dense_us = statistics.median(dense.artifact.latencies_us(40, warmup=5))
+        goal_us = self.asked.budgets[LATENCY].absolute(dense_us)
+        total = sum(cost.at(self.prepared.full) for cost in costs)
+        calibration, runs = Calibration(factor=dense_us / total), [(total, dense_us)]
+        best: Found | None = None
+        for turn in range(1, CORRECTIONS + 1):
+            with self.clock.stage(f"search, turn {turn}"):
+                chosen = self._solve(costs, calibration, goal_us)
+                plan, program = carry_out(self.prepared, chosen)
+            with self.clock.stage(f"compile, turn {turn}"):
+                built = self._build(program)
+                ratio = float(ratios(in_turn((dense.artifact, built.artifact), ROUNDS))[1])
+            total = sum(cost.at(chosen.widths()) for cost in costs)
+            facts = {
+                "budget": str(self.asked.budgets[LATENCY]),
+                "goal_us": goal_us,
+                "dense_int8_us": dense_us,
+                "predicted_us": calibration.network_us(total),
+                "measured_us": ratio * dense_us,
+                "turns": turn,
+                "kernel_rows": {"measured": kernels.measured, "reused": kernels.reused},
+                "source": "device",
+            }
+            best = _better(best, Found(plan, ratio, facts), goal_us / dense_us)
+            share = ratio * dense_us / goal_us
+            if UNDER <= share <= OVER:
+                break
+            runs.append((total, ratio * dense_us))
+            calibration = fit(runs, {})
+        assert best is not None
+        return best
+
+    def _solve(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> Allocation:
+        prepared = self.prepared
+        fixed = {
+            r: b.absolute(prepared.dense(r)) for r, b in self.asked.budgets.items() if r != LATENCY
+        }
+        taken = {
+            LATENCY: network_costs(costs, calibration),
+            MACS: prepared.macs,
+            PARAMS: prepared.params,
+        }
+        limits = {LATENCY: goal_us, **fixed}
+        arguments = (self.scores, prepared.candidates, taken, limits)
+        chosen = allocate(*arguments, gates=prepared.gates)
+        return without(chosen, self.weak, Problem(*arguments, prepared.gates))
+
+
+def _better(best: Found | None, new: Found, share: float) -> Found:
+    """Within the budget the slower one, which keeps more; otherwise the nearer one."""
+    if best is None:
+        return new
+    within = [found.ratio <= OVER * share for found in (best, new)]
+    if all(within):
+        return max(best, new, key=lambda found: found.ratio)
+    if any(within):
+        return best if within[0] else new
+    return min(best, new, key=lambda found: found.ratio)
