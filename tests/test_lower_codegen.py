@@ -85,6 +85,15 @@ def test_a_network_of_several_modules_runs_and_is_exported(tmp_path: Path) -> No
     assert np.array_equal(result.numpy(), lowered.run(x)[0])
 
 
+def test_inputs_are_checked_although_kernels_check_nothing() -> None:
+    lowered = lower(static(nn.ReLU(), image(1, 4, 20, 20)), host(), 1)
+    assert (lowered.run(np.ones((1, 4, 20, 20), np.float32))[0] == 1).all()
+    with pytest.raises(RuntimeError, match="shape"):
+        lowered.run(np.ones((1, 4, 19, 20), np.float32))
+    with pytest.raises(ValueError, match="float32"):
+        lowered.run(np.ones((1, 4, 20, 20), np.float64))
+
+
 def test_what_fails_in_another_thread_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> list[tuple[str, ...]]:
         return [("no such kernel",)]
