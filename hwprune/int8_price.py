@@ -6,23 +6,19 @@ made-up constants of the size and range that a network's have, which change no l
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hwprune.errors import HwpruneError, LoweringError
-from hwprune.lower.codegen import compile_functions
+from hwprune.lower.build import compile_numbered, loaded
 from hwprune.lower.cpu.context import Context
-from hwprune.lower.int8.emit import Code
 from hwprune.lower.int8.layout import spec_of
 from hwprune.lower.int8.machine import machine_of
 from hwprune.lower.int8.rules import code_for
-from hwprune.lower.kernels import tvm_target
 from hwprune.lower.spec import TensorSpec, Workload
 from hwprune.mcu_price.kernels import example
-from hwprune.measure import Measured, failed_row, time_rounds, timed_rows, weight_copies
+from hwprune.measure import Measured, by_halves, fill, time_rounds, timed_rows, weight_copies
 from hwprune.table import LatencyTable, Row
 from hwprune.target import Target, check_runnable
 from hwprune.tvm_runtime import load_tvm, set_threads
@@ -43,24 +39,11 @@ def measure_int8(
     TargetError if the target cannot run here.
     """
     check_runnable(target)
-    started = time.perf_counter()
-    wanted = tuple(dict.fromkeys(workloads))
-    missing = table.missing(wanted, threads)
-    reused, failed = len(wanted) - len(missing), []
-    done = reused
-    for begin in range(0, len(missing), BATCH):
-        batch = missing[begin : begin + BATCH]
-        with table.measuring():
-            mine = table.missing(batch, threads)  # others may have measured some meanwhile
-            rows = _rows(mine, target, threads)
-            table.put(rows)
-        reused += len(batch) - len(mine)
-        failed += [row.workload for row in rows if row.failure]
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(wanted))
-    seconds = time.perf_counter() - started
-    return Measured(reused, len(wanted) - reused, tuple(failed), seconds)
+
+    def time_batch(batch: Sequence[Workload]) -> Iterable[Row]:
+        return by_halves(batch, lambda some: _rows(some, target, threads), threads)
+
+    return fill(table, workloads, threads, BATCH, time_batch, progress)
 
 
 def time_kernels(workloads: Sequence[Workload], target: Target, threads: int) -> np.ndarray:
@@ -71,7 +54,7 @@ def time_kernels(workloads: Sequence[Workload], target: Target, threads: int) ->
         made = example(workload)
         codes.append(code_for(made.operator, made.inputs, made.output, machine, context))
         tensors.append([spec_of(t, machine) for t in (*made.inputs, made.output)])
-    library = _compiled(codes, target)
+    library = loaded(compile_numbered([code.func for code in codes], target))
     copies = weight_copies(sum(a.nbytes for code in codes for a in code.constants), target)
     launches, prepare = [], []
     for i, (code, specs) in enumerate(zip(codes, tensors, strict=True)):
@@ -86,35 +69,8 @@ def time_kernels(workloads: Sequence[Workload], target: Target, threads: int) ->
     return time_rounds(launches, prepare)
 
 
-def _compiled(codes: Sequence[Code], target: Target) -> dict[str, Any]:
-    """The kernels k0, k1, … loaded."""
-    names = [f"k{i}" for i in range(len(codes))]
-    functions = {
-        name: code.func.with_attr("global_symbol", name)
-        for name, code in zip(names, codes, strict=True)
-    }
-    try:
-        modules = compile_functions(functions, tvm_target(target))
-    except Exception as error:
-        raise LoweringError(f"TVM cannot compile the kernels: {error}") from error
-    found: dict[str, Any] = {}
-    for module in modules:
-        found |= {n: module[n] for n in names if n not in found and module.implements_function(n)}
-    return found
-
-
 def _rows(workloads: Sequence[Workload], target: Target, threads: int) -> list[Row]:
-    """Rows of kernels timed in turn; those of a failing batch by halves."""
-    if not workloads:
-        return []
-    try:
-        times = time_kernels(workloads, target, threads)
-    except (HwpruneError, RuntimeError, ValueError, TypeError) as error:
-        if len(workloads) == 1:
-            return [failed_row(workloads[0], threads, str(error).strip() or type(error).__name__)]
-        half = len(workloads) // 2
-        return _rows(workloads[:half], target, threads) + _rows(workloads[half:], target, threads)
-    return timed_rows(workloads, threads, times)
+    return timed_rows(workloads, threads, time_kernels(workloads, target, threads))
 
 
 def _filled(spec: TensorSpec, seed: int) -> np.ndarray:

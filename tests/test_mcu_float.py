@@ -151,7 +151,7 @@ def test_the_command_prunes_and_compiles(tmp_path: Path, run: Callable[..., Done
         ((*on_m4, "float16"), "no kernels in float16"),
         ((*on_m4, "float32", "--sram", "64KiB"), "no sram budget for float32"),
         ((*on_m4, "float32", "--threads", "2"), "a microcontroller has one core"),
-        (("--target", "host", "--dtype", "int8"), "unknown type 'int8'"),
+        (("--target", "host", "--dtype", "int4"), "unknown type 'int4'"),
     ):
         done = run(*words, *more)
         assert done.status == 2

@@ -65,8 +65,7 @@ def build_kernels(workloads: Sequence[Workload], target: Target, threads: int) -
     """
     check_runnable(target)
     kernels, executable = compile_kernels(workloads, target, threads)
-    loaded = executable.jit() if hasattr(executable, "jit") else executable
-    return KernelModule(tuple(workloads), kernels, loaded, target.lanes, threads)
+    return KernelModule(tuple(workloads), kernels, loaded(executable), target.lanes, threads)
 
 
 def compile_kernels(
@@ -76,17 +75,24 @@ def compile_kernels(
 
     Raises LoweringError naming what TVM cannot compile.
     """
-    tvm = load_tvm()
     kernels = tuple(kernel_for(w, target, threads) for w in workloads)
-    functions = {
-        f"k{i}": kernel.func.with_attr("global_symbol", f"k{i}") for i, kernel in enumerate(kernels)
-    }
+    return kernels, compile_numbered([kernel.func for kernel in kernels], target)
+
+
+def compile_numbered(functions: Sequence[Any], target: Target) -> Any:
+    """TVM's executable with functions as `k0`, `k1`, … Raises LoweringError."""
+    tvm = load_tvm()
+    named = {f"k{i}": f.with_attr("global_symbol", f"k{i}") for i, f in enumerate(functions)}
     try:
         with compiling():
-            executable = tvm.compile(tvm.IRModule(functions), target=tvm_target(target))
+            return tvm.compile(tvm.IRModule(named), target=tvm_target(target))
     except Exception as error:
         raise LoweringError(f"TVM cannot compile the kernels: {error}") from error
-    return kernels, executable
+
+
+def loaded(executable: Any) -> Any:
+    """TVM's runtime module of an executable, to run here."""
+    return executable.jit() if hasattr(executable, "jit") else executable
 
 
 def _tensor(array: np.ndarray) -> Any:
