@@ -21,9 +21,10 @@ from hwprune.compare import few_inputs
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate
-from hwprune.latency import Outcome, Timing, network_costs
+from hwprune.latency import Outcome, Timing
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
+from hwprune.solver import network_costs
 from hwprune.target import BFLOAT16, FLOAT16, Target
 from hwprune.verify import Certificate
 

@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from hwprune.allocate import allocate
 from hwprune.bench import in_turn, ratios
-from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.budget import LATENCY, Budget
 from hwprune.calibrate import Calibration, fit
 from hwprune.capture import Program
 from hwprune.cost import Cost
@@ -26,21 +24,21 @@ from hwprune.forms import Forms
 from hwprune.importance import Importance
 from hwprune.int8_build import Int8Build, build_int8
 from hwprune.int8_price import measure_int8
-from hwprune.latency import CORRECTIONS, OVER, UNDER, network_costs
+from hwprune.latency import CORRECTIONS, OVER, UNDER
 from hwprune.mcu_price.sites import sized
 from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.price import latency_costs, required
-from hwprune.problem import Allocation, Problem
 from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
 from hwprune.quantize.config import QuantConfig
 from hwprune.quantize.quantizer import quantize_program
 from hwprune.reach import check_latency
+from hwprune.solver import Solver
 from hwprune.table import LatencyTable
 from hwprune.target import Target
-from hwprune.threshold import Weak, discount, weak_units, without
+from hwprune.threshold import Weak, discount, weak_units
 
 ROUNDS = 11
 
@@ -83,8 +81,6 @@ class _Search:
     def __init__(self, asked: Asked, clock: Clock) -> None:
         self.asked, self.clock = asked, clock
         self.prepared = self._coupled()
-        self.scores: Mapping[str, np.ndarray] = {}
-        self.weak: Weak = {}
 
     def run(self) -> Found:
         asked, clock, coupling = self.asked, self.clock, self.prepared.coupling
@@ -95,10 +91,13 @@ class _Search:
         with clock.stage("score") as advance:
             scorer = asked.importance.read(asked.program).on(asked.images)
             scores, energies = scorer.scored(asked.program, coupling, advance)
+        weak: Weak = {}
         if asked.threshold is not None:
-            self.weak = weak_units(energies.groups, coupling, asked.threshold)
-        self.scores = discount(scores, self.weak)
-        return self._turns(dense, costs, kernels)
+            weak = weak_units(energies.groups, coupling, asked.threshold)
+        budgets = {r: b for r, b in asked.budgets.items() if r != LATENCY}
+        fixed = {r: b.absolute(self.prepared.dense(r)) for r, b in budgets.items()}
+        solver = Solver(self.prepared, discount(scores, weak), fixed, weak)
+        return self._turns(dense, costs, kernels, solver)
 
     def _coupled(self) -> Prepared:
         """The network's groups and candidate widths. Raises HwpruneError where there are none."""
@@ -132,7 +131,9 @@ class _Search:
             costs = latency_costs(prepared.sites, prepared.candidates, table, asked.threads)
         return costs, first.then(found)
 
-    def _turns(self, dense: Int8Build, costs: tuple[Cost, ...], kernels: Measured) -> Found:
+    def _turns(
+        self, dense: Int8Build, costs: tuple[Cost, ...], kernels: Measured, solver: Solver
+    ) -> Found:
         dense_us = statistics.median(dense.artifact.latencies_us(40, warmup=5))
         goal_us = self.asked.budgets[LATENCY].absolute(dense_us)
         total = sum(cost.at(self.prepared.full) for cost in costs)
@@ -140,7 +141,7 @@ class _Search:
         best: Found | None = None
         for turn in range(1, CORRECTIONS + 1):
             with self.clock.stage(f"search, turn {turn}"):
-                chosen = self._solve(costs, calibration, goal_us)
+                chosen = solver.solve(costs, calibration, goal_us)
                 plan, program = carry_out(self.prepared, chosen)
             with self.clock.stage(f"compile, turn {turn}"):
                 built = self._build(program)
@@ -164,23 +165,6 @@ class _Search:
             calibration = fit(runs, {})
         assert best is not None
         return best
-
-    def _solve(
-        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
-    ) -> Allocation:
-        prepared = self.prepared
-        fixed = {
-            r: b.absolute(prepared.dense(r)) for r, b in self.asked.budgets.items() if r != LATENCY
-        }
-        taken = {
-            LATENCY: network_costs(costs, calibration),
-            MACS: prepared.macs,
-            PARAMS: prepared.params,
-        }
-        limits = {LATENCY: goal_us, **fixed}
-        arguments = (self.scores, prepared.candidates, taken, limits)
-        chosen = allocate(*arguments, gates=prepared.gates)
-        return without(chosen, self.weak, Problem(*arguments, prepared.gates))
 
 
 def _better(best: Found | None, new: Found, share: float) -> Found:

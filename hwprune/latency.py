@@ -38,6 +38,7 @@ from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.remote.address import Boards
+from hwprune.solver import Solver
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 
@@ -105,7 +106,7 @@ def search(
         loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
         if boards is None and is_predicted(prepared.target):
             found = meet_by_prediction(
-                prepared, budgets[LATENCY], progress, loop.solve, loop.all_strong
+                prepared, budgets[LATENCY], progress, loop.solver.solve, loop.all_strong
             )
             return Outcome(found.allocation, found.plan, found.program, None, found.estimate)
         with open_bench(prepared.target, prepared.threads, boards) as bench:
@@ -130,8 +131,9 @@ class _Loop:
         progress: Progress,
         weak: Weak,
     ) -> None:
-        self.prepared, self.scores, self.budget = prepared, scores, budget
-        self.fixed, self.progress, self.weak = fixed, progress, weak
+        self.prepared, self.budget = prepared, budget
+        self.progress, self.weak = progress, weak
+        self.solver = Solver(prepared, scores, fixed, weak)
 
     def run(self, bench: Bench) -> Outcome:
         prepared, progress, table = self.prepared, self.progress, bench.table
@@ -234,9 +236,9 @@ class _Loop:
         within the goal, the narrowest is built, and its measured latency decides.
         """
         try:
-            return self.solve(costs, calibration, goal_us), False
+            return self.solver.solve(costs, calibration, goal_us), False
         except BudgetError:
-            problem = self._problem(costs, calibration, goal_us)
+            problem = self.solver.problem(costs, calibration, goal_us)
             narrowest = problem.smallest
             chosen = problem.allocation(narrowest, problem.worth(narrowest), time.perf_counter())
             return chosen, True
@@ -245,35 +247,6 @@ class _Loop:
         """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
         strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
         return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
-
-    def solve(
-        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
-    ) -> Allocation:
-        """Allocate in the network's own microseconds: kernels scaled, overhead as a constant."""
-        problem = self._problem(costs, calibration, goal_us)
-        chosen = allocate(
-            problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
-        )
-        return without(chosen, self.weak, problem)
-
-    def _problem(
-        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
-    ) -> Problem:
-        prepared = self.prepared
-        network = {
-            LATENCY: network_costs(costs, calibration),
-            MACS: prepared.macs,
-            PARAMS: prepared.params,
-        }
-        budgets = {LATENCY: goal_us, **self.fixed}
-        return Problem(self.scores, prepared.candidates, network, budgets, prepared.gates)
-
-
-def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:
-    """Kernel costs scaled to the network, and its overhead: they sum to network microseconds."""
-    scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
-    overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
-    return (*scaled, overhead)
 
 
 def _out_of_reach(goal_us: float, least: float, dense_us: float) -> BudgetError:

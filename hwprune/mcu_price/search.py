@@ -21,7 +21,7 @@ from hwprune.capture import Program
 from hwprune.cost import Cost, merged
 from hwprune.errors import BudgetError
 from hwprune.estimate_search import carry_out
-from hwprune.latency import Outcome, network_costs
+from hwprune.latency import Outcome
 from hwprune.mcu_price.bounds import check_memory, check_time, missed
 from hwprune.mcu_price.measure import THREADS, measure_kernels
 from hwprune.mcu_price.memory import Memory, memory_of
@@ -32,6 +32,7 @@ from hwprune.price import extremes, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Advance, Clock
 from hwprune.quantize.config import QuantConfig
+from hwprune.solver import network_costs
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 

@@ -13,11 +13,12 @@ import numpy as np
 from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.cost import Cost
-from hwprune.latency import network_costs, search
+from hwprune.latency import search
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared
 from hwprune.program import fingerprint
 from hwprune.progress import Progress
+from hwprune.solver import network_costs
 
 
 class Chooser:

@@ -1,0 +1,60 @@
+"""What a latency is solved for with: kernels' costs and a calibration in, an allocation out.
+
+In: a `Prepared` network, scores, other budgets and what a threshold discards. Out: `Allocation`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hwprune.allocate import allocate
+from hwprune.budget import LATENCY, MACS, PARAMS
+from hwprune.calibrate import Calibration
+from hwprune.cost import Cost
+from hwprune.prepare import Prepared
+from hwprune.problem import Allocation, Problem
+from hwprune.threshold import Weak, without
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Allocates under a latency and, by resource, `fixed` budgets of MACs and parameters."""
+
+    prepared: Prepared
+    scores: Mapping[str, np.ndarray]
+    fixed: Mapping[str, float]
+    weak: Weak
+
+    def solve(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> Allocation:
+        """Allocate in the network's own microseconds: kernels scaled, overhead as a constant.
+
+        Raises BudgetError where no widths meet the budgets.
+        """
+        problem = self.problem(costs, calibration, goal_us)
+        chosen = allocate(
+            problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
+        )
+        return without(chosen, self.weak, problem)
+
+    def problem(self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float) -> Problem:
+        """What `solve` solves."""
+        prepared = self.prepared
+        network = {
+            LATENCY: network_costs(costs, calibration),
+            MACS: prepared.macs,
+            PARAMS: prepared.params,
+        }
+        budgets = {LATENCY: goal_us, **self.fixed}
+        return Problem(self.scores, prepared.candidates, network, budgets, prepared.gates)
+
+
+def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Cost, ...]:
+    """Kernel costs scaled to the network, and its overhead: they sum to network microseconds."""
+    scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
+    overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
+    return (*scaled, overhead)
