@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from hwprune.float_graph import FloatConv2d, FloatLinear
+from hwprune.lower.linear_as_conv import as_convolution
 from hwprune.lower.mcu import emit
 from hwprune.lower.mcu.emit import (
     Argument,
@@ -34,22 +35,7 @@ TILE = 4  # output channels at a time
 
 def linear(op: FloatLinear, x: IntegerTensor, y: IntegerTensor) -> CKernel:
     """A linear layer as the 1x1 convolution of its rows that it is."""
-    rows, (outputs, features) = prod(x.shape[:-1]), op.weight.shape
-    same = FloatConv2d(
-        name=op.name,
-        inputs=op.inputs,
-        output=op.output,
-        where=op.where,
-        weight=op.weight.reshape(outputs, 1, 1, features),
-        bias=op.bias,
-        stride=(1, 1),
-        padding=(0, 0, 0, 0),
-        dilation=(1, 1),
-        groups=1,
-        bounds=op.bounds,
-    )
-    image = replace(x, shape=(1, 1, rows, features))
-    return conv(same, image, replace(y, shape=(1, 1, rows, outputs)))
+    return conv(*as_convolution(op, x, y, FloatConv2d))
 
 
 def conv(op: FloatConv2d, x: IntegerTensor, y: IntegerTensor) -> CKernel:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hwprune import float_graph as floats
 from hwprune.errors import LoweringError
+from hwprune.lower.linear_as_conv import as_convolution
 from hwprune.lower.mcu import (
     conv,
     depthwise,
@@ -21,7 +22,6 @@ from hwprune.lower.mcu import (
     pool,
 )
 from hwprune.lower.mcu.emit import CKernel
-from hwprune.lower.mcu.linear import as_convolution
 from hwprune.quantize import graph as ops
 from hwprune.quantize.graph import IntegerTensor
 
@@ -64,7 +64,7 @@ def kernel_for(
     Raises LoweringError naming an operator that has none, or whose sums could overflow.
     """
     if isinstance(op, ops.Linear):
-        op, x, y = as_convolution(op, inputs[0], y)
+        op, x, y = as_convolution(op, inputs[0], y, ops.Conv2d)
         return _conv(op, x, y, isa)
     if isinstance(op, ops.Conv2d):
         return _conv(op, inputs[0], y, isa)
