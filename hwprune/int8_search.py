@@ -35,7 +35,7 @@ from hwprune.provenance import provenance_of
 from hwprune.quantize.config import QuantConfig
 from hwprune.quantize.quantizer import quantize_program
 from hwprune.reach import check_latency
-from hwprune.solver import Solver
+from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.threshold import Weak, discount, weak_units
@@ -139,13 +139,19 @@ class _Search:
         total = sum(cost.at(self.prepared.full) for cost in costs)
         calibration, runs = Calibration(factor=dense_us / total), [(total, dense_us)]
         best: Found | None = None
-        for turn in range(1, CORRECTIONS + 1):
+        turn, turns = 0, CORRECTIONS
+        while turn < turns:
+            turn += 1
             with self.clock.stage(f"search, turn {turn}"):
-                chosen = solver.solve(costs, calibration, goal_us)
+                chosen, narrowest = solver.aim(costs, calibration, goal_us)
                 plan, program = carry_out(self.prepared, chosen)
             with self.clock.stage(f"compile, turn {turn}"):
                 built = self._build(program)
                 ratio = float(ratios(in_turn((dense.artifact, built.artifact), ROUNDS))[1])
+            share = ratio * dense_us / goal_us
+            if narrowest and share > OVER:
+                raise out_of_reach(goal_us, ratio, dense_us)
+            turns += narrowest and turns == CORRECTIONS  # it taught; what it taught is used
             total = sum(cost.at(chosen.widths()) for cost in costs)
             facts = {
                 "budget": str(self.asked.budgets[LATENCY]),
@@ -158,7 +164,6 @@ class _Search:
                 "source": "device",
             }
             best = _better(best, Found(plan, ratio, facts), goal_us / dense_us)
-            share = ratio * dense_us / goal_us
             if UNDER <= share <= OVER:
                 break
             runs.append((total, ratio * dense_us))

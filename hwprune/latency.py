@@ -7,7 +7,6 @@ calibrated against the network, and a plan that misses the budget teaches the ca
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -26,7 +25,6 @@ from hwprune.calibrate import (
 )
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
-from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
 from hwprune.measure import Measured
@@ -38,7 +36,7 @@ from hwprune.problem import Allocation, Problem
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.remote.address import Boards
-from hwprune.solver import Solver
+from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 
@@ -191,7 +189,7 @@ class _Loop:
         while turn < turns:
             turn += 1
             with self.progress.stage(f"search, turn {turn}"):
-                chosen, narrowest = self._aim(costs, calibration, goal_us)
+                chosen, narrowest = self.solver.aim(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
             with self.progress.stage(f"compile, turn {turn}"):
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
@@ -201,7 +199,7 @@ class _Loop:
             runs.append((total, pair.ratio * dense_us))
             share = pair.ratio * dense_us / goal_us
             if narrowest and share > OVER:
-                raise _out_of_reach(goal_us, pair.ratio, dense_us)
+                raise out_of_reach(goal_us, pair.ratio, dense_us)
             turns += narrowest and turns == CORRECTIONS  # it taught; what it taught is used
             calibration_next = fit(runs, calibration.corrections)
             timing = Timing(
@@ -227,36 +225,10 @@ class _Loop:
         assert best is not None
         return best
 
-    def _aim(
-        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
-    ) -> tuple[Allocation, bool]:
-        """The allocation to build, and whether it is the narrowest there is.
-
-        A calibration by one or two networks says little of much smaller ones: where it has none
-        within the goal, the narrowest is built, and its measured latency decides.
-        """
-        try:
-            return self.solver.solve(costs, calibration, goal_us), False
-        except BudgetError:
-            problem = self.solver.problem(costs, calibration, goal_us)
-            narrowest = problem.smallest
-            chosen = problem.allocation(narrowest, problem.worth(narrowest), time.perf_counter())
-            return chosen, True
-
     def all_strong(self, chosen: Allocation) -> bool:
         """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
         strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
         return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
-
-
-def _out_of_reach(goal_us: float, least: float, dense_us: float) -> BudgetError:
-    """That the narrowest network, measured at this share of the dense one, is still too slow."""
-    return BudgetError(
-        f"cannot be met: {goal_us / 1000:.6g} ms asked, {least * dense_us / 1000:.6g} ms is the "
-        f"smallest reachable ({100 * least:.1f}% of the dense network, measured)",
-        where="latency",
-        hint="raise the budget",
-    )
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

@@ -5,6 +5,7 @@ In: a `Prepared` network, scores, other budgets and what a threshold discards. O
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from hwprune.allocate import allocate
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.calibrate import Calibration
 from hwprune.cost import Cost
+from hwprune.errors import BudgetError
 from hwprune.prepare import Prepared
 from hwprune.problem import Allocation, Problem
 from hwprune.threshold import Weak, without
@@ -41,6 +43,22 @@ class Solver:
         )
         return without(chosen, self.weak, problem)
 
+    def aim(
+        self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
+    ) -> tuple[Allocation, bool]:
+        """The allocation to build, and whether it is the narrowest there is.
+
+        A calibration by one or two networks says little of much smaller ones: where it has none
+        within the goal, the narrowest is built, and its measured latency decides.
+        """
+        try:
+            return self.solve(costs, calibration, goal_us), False
+        except BudgetError:
+            problem = self.problem(costs, calibration, goal_us)
+            narrowest = problem.smallest
+            chosen = problem.allocation(narrowest, problem.worth(narrowest), time.perf_counter())
+            return chosen, True
+
     def problem(self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float) -> Problem:
         """What `solve` solves."""
         prepared = self.prepared
@@ -58,3 +76,13 @@ def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Co
     scaled = tuple(replace(c, values=c.values * calibration.factor) for c in costs)
     overhead = Cost("between kernels", (), (), np.array(calibration.overhead_us))
     return (*scaled, overhead)
+
+
+def out_of_reach(goal_us: float, least: float, dense_us: float) -> BudgetError:
+    """That the narrowest network, measured at this share of the dense one, is still too slow."""
+    return BudgetError(
+        f"cannot be met: {goal_us / 1000:.6g} ms asked, {least * dense_us / 1000:.6g} ms is the "
+        f"smallest reachable ({100 * least:.1f}% of the dense network, measured)",
+        where="latency",
+        hint="raise the budget",
+    )
