@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy [--quick] [--out FILE] [--model NAME] [--system NAME]
                                   [--seed N] [--speedup X] [--device cuda] [--until STAGE]
+                                  [--precision bfloat16]
 
 All systems start from the same dense checkpoints, get the same latency through the same compiler
 (one thread, one image), the same recovery without labels and the same fine-tuning with the dense
@@ -29,6 +30,7 @@ from benchmarks.accuracy_summary import ACCURACIES, Key, Summary, summarise, ver
 from benchmarks.accuracy_systems import OURS, SYSTEMS, WIDTH, share_of
 from examples import fashion_mnist
 from hwprune.errors import HwpruneError
+from hwprune.recover.config import BFLOAT16, FLOAT32
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "accuracy"
 SPEEDUPS, SEEDS = (2.0, 4.0, 1.5), (0, 1, 2)
@@ -150,6 +152,8 @@ def options_of(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--seed", action="append", type=int, help="repeatable; 0, 1 and 2")
     parser.add_argument("--speedup", action="append", type=float, help="repeatable; 2, 4 and 1.5")
     parser.add_argument("--device", default="cpu", help="that trains")
+    parser.add_argument("--precision", choices=(FLOAT32, BFLOAT16), default=FLOAT32,
+                        help="that trains")  # fmt: skip
     parser.add_argument("--until", choices=(DENSE, PRUNED, TUNED), default=TUNED, help="stop there")
     parser.add_argument("--fresh", action="store_true", help="forget all that is cached")
     return parser.parse_args(arguments)
@@ -179,7 +183,8 @@ def main() -> None:
         test = fashion_mnist.load("t10k").take(amount.test)
         if options.fresh and CACHE.exists():
             shutil.rmtree(CACHE)
-        bench = Bench(data, test, amount.calibrate, CACHE, check_device(options.device))
+        device = check_device(options.device)
+        bench = Bench(data, test, amount.calibrate, CACHE, device, options.precision)
         rows = run(bench, jobs, options.until, options.out)
     except (HwpruneError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -19,6 +19,7 @@ from benchmarks.accuracy_fit import Timed
 from benchmarks.accuracy_networks import Network
 from benchmarks.accuracy_subject import Subject, parameters
 from benchmarks.accuracy_systems import SYSTEMS, recovered, share_of
+from benchmarks.accuracy_teacher import Remembered
 from benchmarks.accuracy_train import accuracy, train
 from benchmarks.common import console
 from benchmarks.fashion_mnist import save_module
@@ -26,10 +27,11 @@ from examples.fashion_mnist import Split
 from hwprune.atomic import write_text
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.recover.config import FLOAT32
 
 MILESTONES = (1, 3, 10)  # epochs of fine-tuning after which a row has an accuracy
-FACTS, PRUNED, RECOVERED, TUNED, SCRATCH = (
-    "facts.json", "pruned.pt2", "recovered.pt2", "tuned.pt", "scratch.pt",
+FACTS, PRUNED, RECOVERED, TUNED, SCRATCH, TEACHER = (
+    "facts.json", "pruned.pt2", "recovered.pt2", "tuned.pt", "scratch.pt", "teacher",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -56,13 +58,14 @@ class Job:
 
 @dataclass
 class Bench:
-    """Images, a folder for what is kept, the device that trains; subjects are made once."""
+    """Images, a folder for what is kept, what trains and in which type; subjects are made once."""
 
     train_images: Split
     test_images: Split
     calibrate: int
     folder: Path
     device: str = "cpu"
+    precision: str = FLOAT32
     subjects: dict[tuple[str, int], tuple[Subject, float]] = field(default_factory=dict)
 
     def dense(self, network: Network, seed: int) -> tuple[Subject, float]:
@@ -109,10 +112,11 @@ class Bench:
             module = capture(home / PRUNED).module
             found = self._train(network, module, job.seed, home / SCRATCH, f"{job.title}, scratch")
             scratch = {"acc_scratch": found[-1]}
-        config = replace(network.tune, seed=job.seed + 1)
+        config = replace(network.tune, seed=job.seed + 1, precision=self.precision)
+        teacher = Remembered(subject.dense, self._home(network, job.seed) / TEACHER)
         by_epoch = train(
             module, self._data, config, home / TUNED, job.title,
-            device=self.device, teacher=subject.dense,
+            device=self.device, teacher=teacher,
         )  # fmt: skip
         reached = {f"acc_{n}": dict(enumerate(by_epoch, 1)).get(n) for n in MILESTONES}
         return job.key | facts | scratch | reached
@@ -124,7 +128,7 @@ class Bench:
     def _train(
         self, network: Network, module: nn.Module, seed: int, checkpoint: Path, title: str = ""
     ) -> list[float]:
-        config = replace(network.train, seed=seed)
+        config = replace(network.train, seed=seed, precision=self.precision)
         title = title or f"{network.name} dense seed {seed}"
         return train(module, self._data, config, checkpoint, title, device=self.device)
 
@@ -150,11 +154,13 @@ class Bench:
             "dense_macs": subject.macs(subject.program),
             "dense_params": parameters(subject.program),
             "setting": candidate.setting,
+            "precision": self.precision,
         }
 
     def _home(self, network: Network, seed: int) -> Path:
         train_epochs, images = network.train.epochs, len(self.train_images)
-        return self.folder / f"{network.name}-e{train_epochs}-n{images}-seed{seed}"
+        name = f"{network.name}-e{train_epochs}-n{images}-{self.precision}-seed{seed}"
+        return self.folder / name
 
     def _place(self, job: Job) -> Path:
         name = f"{job.system}-x{job.speedup:g}-c{self.calibrate}-e{job.network.tune.epochs}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy_teacher import Remembered
 from benchmarks.common import console
 from examples.fashion_mnist import Batches, Split
 from hwprune.errors import HwpruneError
@@ -58,7 +59,7 @@ def train(
     title: str,
     *,
     device: str = "cpu",
-    teacher: nn.Module | None = None,
+    teacher: Remembered | None = None,
 ) -> list[float]:
     """Train in place, from where the checkpoint is; accuracies on the second split by epoch.
 
@@ -67,7 +68,10 @@ def train(
     batches = Batches(data[0], BATCH, seed=config.seed)
 
     def draw(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(device), y.to(device)) for x, y in batches(epoch))
+        drawn = batches(epoch)
+        if teacher is not None:
+            drawn = teacher.follow(epoch, drawn, len(batches))
+        return ((x.to(device), y.to(device)) for x, y in drawn)
 
     for part in (module, teacher):
         if part is not None:

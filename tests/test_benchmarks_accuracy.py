@@ -19,6 +19,7 @@ from benchmarks.accuracy_run import Bench, Job, check_device
 from benchmarks.accuracy_subject import Subject, with_gradients
 from benchmarks.accuracy_summary import summarise, verdicts
 from benchmarks.accuracy_systems import OURS, RANDOM, SYSTEMS, WIDTH, recovered, share_of
+from benchmarks.accuracy_teacher import Remembered
 from benchmarks.accuracy_train import accuracy as accuracy_of
 from benchmarks.accuracy_train import train
 from examples.fashion_mnist import Batches, SmallResNet, Split
@@ -223,6 +224,36 @@ def test_training_is_judged_every_epoch_and_resumes(tmp_path):
     assert train(fresh, data, config, tmp_path / "parts.pt", "parts") == found  # nothing left to do
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], tensor)
+
+
+def test_the_teacher_is_asked_once_for_all_systems(tmp_path):
+    """Two students of one seed: the second learns from the file, and just as if it had asked."""
+    data, config = (pictures(256), pictures(50, seed=1)), TrainConfig(epochs=2, lr=0.05, seed=3)
+    calls: list[int] = []
+    network = _tiny(1, 1)
+    dense = network.build(5).eval()
+    dense.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for number in range(2):
+        teacher = Remembered(dense, tmp_path / "teacher")
+        student = network.build(1)
+        train(student, data, config, tmp_path / f"{number}.pt", "student", teacher=teacher)
+        found.append(student.state_dict())
+        assert len(calls) == 4  # two epochs of two steps
+    assert all(torch.equal(t, found[1][name]) for name, t in found[0].items())
+    assert sorted(p.name for p in (tmp_path / "teacher").iterdir()) == ["epoch0.pt", "epoch1.pt"]
+
+
+def test_an_interrupted_epoch_of_the_teacher_is_asked_again(tmp_path):
+    teacher = Remembered(nn.Linear(4, 10), tmp_path)
+    batches = [(torch.randn(2, 4), torch.zeros(2)) for _ in range(3)]
+    first = [teacher(x) for x, _ in teacher.follow(0, batches[:2], 3)]
+    assert not any(tmp_path.iterdir())
+    second = [teacher(x) for x, _ in teacher.follow(0, batches, 3)]
+    again = Remembered(nn.Linear(4, 10), tmp_path)  # other weights: the file answers
+    third = [again(x) for x, _ in again.follow(0, batches, 3)]
+    torch.testing.assert_close(first, second[:2])
+    torch.testing.assert_close(second, third)
 
 
 @pytest.fixture
