@@ -117,6 +117,13 @@ def test_the_hot_loop_does_not_spill(target: str, case: str) -> None:
     assert loop_of(target, case).spills == []
 
 
+@pytest.mark.parametrize(("case", "least"), [("1x1@56", 2), ("1x1-stride", 2), ("3x3@56", 0)])
+def test_inputs_of_the_next_tile_are_fetched(case: str, least: int) -> None:
+    """Six pixels of a vector of channels, in the four steps that such a vector has."""
+    fetched = loop_of("x86-64-v4", case).having(r"^prefetch")
+    assert len(fetched) == least, fetched
+
+
 @pytest.mark.parametrize("case", ["1x1@14", "depthwise-3x3", "linear-rows"])
 def test_the_loop_of_a_thread_is_as_good(case: str) -> None:
     loop = hot_loop(assembly_of(CASES[case][0], load_target("x86-64-v4"), threads=2))

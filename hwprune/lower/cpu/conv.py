@@ -8,7 +8,7 @@ the plane as one row. Padding is a copy into a bordered scratch plane.
 Weights come from beyond the level-2 cache whenever a network runs. Where blocks of output
 channels are the outermost loop, a chunk of their weights is used by all tiles of positions
 before the next, and each of these tiles fetches a share of the next chunk. This pays where
-the tiles are few.
+the tiles are few. A tile of a 1x1 convolution also fetches the inputs of the tile after it.
 """
 
 from __future__ import annotations
@@ -190,6 +190,8 @@ class _Writer:
             if fetch is not None:
                 for i in range(plan.taps):  # outside the loop over taps, or LLVM spills
                     fetch(k * plan.taps + i)
+            if plan.fetches_inputs:
+                self._fetch_inputs(place, first + k)
             dy, dx = self._taps(nest)
 
             def value(position: Expr, ci: Expr) -> Expr:
@@ -207,6 +209,18 @@ class _Writer:
                         term = value(position, ci) * self.weight[(*weight, lane)]
                         T.buffer_store(acc, acc[i, lane] + term, [i, lane])
 
+    def _fetch_inputs(self, place: _Place, number: Expr) -> None:
+        """A step's share of what the tile that follows reads of the same vector of channels."""
+        tile, lanes, step = place.tile, self.plan.context.lanes, self.plan.reduction.step
+        line, steps = emit.line_vectors(lanes), lanes // step
+        share = emit.blocks(emit.blocks(tile.rows * tile.cols, line), steps)
+        for i in range(share):
+            position = (number % steps * share + i) * line
+            row, col = place.row, place.col + tile.cols + position
+            if tile.rows > 1:  # as wide as the plane
+                row, col = place.row + tile.rows + position // tile.cols, position % tile.cols
+            emit.prefetch(self.source, self._at(number // steps * lanes, 0, row, col, 0, 0), 1)
+
     def _taps(self, nest: ExitStack) -> tuple[Expr, Expr]:
         """The loops over the taps: LLVM unrolls a row of few, which pays for plain inputs only.
 
@@ -221,6 +235,9 @@ class _Writer:
 
     def _read(self, first: Expr, ci: Expr, row: Expr, col: Expr, dy: Expr, dx: Expr) -> Expr:
         """Input channel `first + ci` at an output position and a tap."""
+        return self.source[tuple(self._at(first, ci, row, col, dy, dx))]
+
+    def _at(self, first: Expr, ci: Expr, row: Expr, col: Expr, dy: Expr, dx: Expr) -> list[Expr]:
         g, lanes = self.plan.geometry, self.plan.context.lanes
         if self.plan.flat:
             h, w = col // g.width, col % g.width
@@ -228,8 +245,8 @@ class _Writer:
             h = row * g.stride[0] + dy * g.dilation[0]
             w = col * g.stride[1] + dx * g.dilation[1]
         if self.plan.plain:
-            return self.source[self.n, first + ci, h, w]
-        return self.source[self.n, first // lanes, h, w, first % lanes + ci]
+            return [self.n, first + ci, h, w]
+        return [self.n, first // lanes, h, w, first % lanes + ci]
 
     def _store(self, acc: Buffer, place: _Place) -> None:
         """Store a tile with its epilogue: at once, or where that is long in a loop of its own."""

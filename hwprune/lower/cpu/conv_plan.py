@@ -98,6 +98,16 @@ class Plan:
         return self.positions <= (MANY if self._crowded else FEW)
 
     @property
+    def fetches_inputs(self) -> bool:
+        """Whether a tile of a 1x1 convolution brings the inputs of the next early.
+
+        Its vectors of channels lie a plane apart: hardware follows no stream of a few cache lines.
+        """
+        g = self.geometry
+        moves = g.kernel == (1, 1) and g.groups == 1 and not any(g.padding)
+        return moves and not self.plain and not self.held
+
+    @property
     def _crowded(self) -> bool:
         """Whether the input and the weights of a tile of blocks do not stay in the cache."""
         weights = self.tile.blocks * self.context.lanes * self.reduction.extent * self.taps
