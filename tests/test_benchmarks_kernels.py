@@ -1,15 +1,16 @@
-"""The benchmarks of kernels: the verdict on the staircase, the peaks, the roofline's account."""
+"""The benchmarks of kernels: the staircase's verdict, peaks, the roofline, peers' kernels."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import peaks, roofline, staircase
+from benchmarks import kernel_losses, peaks, roofline, staircase
 from hwprune.lower.cpu import schedule
 from hwprune.lower.kernels import tvm_target
 from hwprune.lower.spec import PLAIN, Workload
@@ -155,3 +156,45 @@ def test_roofline_quick(monkeypatch, tmp_path) -> None:
     assert set(measured["bytes_per_s"]) == {"L2", "L3", "memory"}
     assert sum(r["share"] for r in document["rows"]) == pytest.approx(1, abs=1e-3)
     assert document["headlines"][0]["3x3"] > 0
+
+
+def _node(kind: str, name: str, inputs: list[str], output: str) -> SimpleNamespace:
+    return SimpleNamespace(op_type=kind, name=name, input=inputs, output=[output])
+
+
+def test_a_peers_kernels_find_their_convolutions():
+    """A residual block whose shortcut is a convolution: the sum is of the other one."""
+    nodes = [
+        _node("Conv", "node_a", ["x", "wa"], "a"),
+        _node("Relu", "node_relu", ["a"], "relu"),
+        _node("Conv", "node_b", ["relu", "wb"], "b"),
+        _node("Conv", "node_down", ["x", "wd"], "down"),
+        _node("Add", "node_add", ["b", "down"], "add"),
+        _node("Relu", "node_relu_1", ["add"], "relu_1"),
+    ]
+    kernels = [("relu_nchwc", 5), ("node_down", 2), ("relu_1_nchwc", 7), ("Reorder", 1)]
+    events = [
+        {"name": f"{name}_kernel_time", "cat": "Node", "dur": us + 10 * run,
+         "args": {"op_name": "Reorder" if name == "Reorder" else "Conv"}}
+        for run in range(2)
+        for name, us in kernels
+    ]  # fmt: skip
+    found = kernel_losses.runs_of(events, SimpleNamespace(node=nodes))
+    assert found == [{-1: 1, 0: 5, 2: 2, 1: 7}, {-1: 11, 0: 15, 2: 12, 1: 17}]
+
+
+def test_a_kernel_of_two_convolutions_is_compared_with_both():
+    rows = kernel_losses.compare(
+        [{"kernel": "both", "convolutions": [0, 1]}, {"kernel": "rest", "convolutions": [-1]}],
+        {
+            "hwprune": {0: 4.0, -1: 3.0},
+            "onnxruntime": {0: 2.0, 1: 1.5, -1: 4.0},
+            "openvino": {0: 3.0, 1: 3.0, -1: 5.0},
+        },
+    )
+    assert [(r["hwprune_us"], r["onnxruntime_us"], r["openvino_us"]) for r in rows] == [
+        (4.0, 3.5, 6.0),
+        (3.0, 4.0, 5.0),
+    ]
+    assert [r["best_peer"] for r in rows] == ["onnxruntime"] * 2
+    assert [r["lost_us"] for r in rows] == [0.5, -1.0]
