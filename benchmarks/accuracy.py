@@ -70,10 +70,11 @@ def plan_jobs(
 def run(bench: Bench, jobs: Sequence[Job], until: str, out: Path | None) -> list[Row]:
     """Rows of the jobs, after those that the file has; written as they come.
 
-    What failed is tried again.
+    What failed is tried again, and what was only pruned goes on where more is asked.
     """
     wanted = [job.key for job in jobs]
-    rows = [r for r in common.rows_of(out) if "reason" not in r or _key(r) not in wanted]
+    enough = ACCURACIES[-1] if until == TUNED else "acc_pruned"
+    rows = [r for r in common.rows_of(out) if enough in r or _key(r) not in wanted]
     known = [_key(row) for row in rows]
     for number, job in enumerate(jobs, 1):
         if job.key in known:
@@ -85,7 +86,6 @@ def run(bench: Bench, jobs: Sequence[Job], until: str, out: Path | None) -> list
             row = job.key | {"reason": str(error)}
         if row is not None:
             rows.append(row)
-        if until == TUNED:
             write(out, rows)
     return rows
 

@@ -362,6 +362,25 @@ def test_rows_that_the_file_has_are_not_made_again(tmp_path, monkeypatch):
     assert not (tmp_path / "none.json").exists()
 
 
+def test_what_is_only_pruned_is_written_and_goes_on(tmp_path):
+    made: list[str] = []
+
+    class Fake:
+        def pruned(self, job):
+            made.append("pruned")
+            return {"acc_pruned": 40.0, "acc_dense": 90.0}
+
+        def tuned(self, job):
+            made.append("tuned")
+            return row(job.network.name, job.system, job.seed, job.speedup, 90.0)
+
+    jobs, out = accuracy.plan_jobs(FULL[:1], (OURS,), (0,), (2.0,)), tmp_path / "rows.json"
+    for until in (accuracy.PRUNED, accuracy.PRUNED, accuracy.TUNED, accuracy.PRUNED):
+        accuracy.run(Fake(), jobs, until, out)
+    assert made == ["pruned", "tuned"]
+    assert [r["acc_10"] for r in common.rows_of(out)] == [90.0]
+
+
 def row(model: str, system: str, seed: int, speedup: float, acc_10: float, **given) -> dict:
     accuracies = dict.fromkeys(("acc_pruned", "acc_recovered", "acc_1", "acc_3"), acc_10 - 1)
     sizes = {"latency_us": 10.0, "macs": 2_000_000, "params": 30_000, "speedup_measured": speedup}
