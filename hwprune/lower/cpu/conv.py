@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from hwprune.lower.cpu import emit, tiles
+from hwprune.lower.cpu import emit, tiles, walk
 from hwprune.lower.cpu.border import copy_with_border
 from hwprune.lower.cpu.conv_plan import Plan
 from hwprune.lower.cpu.emit import Buffer, Context, Expr, T, const, loop, unroll
 from hwprune.lower.cpu.epilogue import Epilogue, Position, count_params
 from hwprune.lower.cpu.fetch import Share
+from hwprune.lower.cpu.walk import Place
 from hwprune.lower.formulas import supported
 from hwprune.lower.spec import PACKED, Kernel, Workload
 
@@ -60,16 +61,6 @@ def _write(plan: Plan, xs: list[Buffer], ps: list[Buffer], y: Buffer) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A tile's shape and its first block, row and column."""
-
-    tile: tiles.Tile
-    block: Expr
-    row: Expr
-    col: Expr
-
-
-@dataclass(frozen=True)
 class _Writer:
     """Writes the tiles of one image."""
 
@@ -82,24 +73,14 @@ class _Writer:
 
     def part(self, part: tiles.Segment) -> None:
         """All tiles of some blocks of output channels, in the order that moves the least memory."""
-        plan = self.plan
+        plan, threads = self.plan, self.plan.context.threads
         chosen = plan.order(part)
-        if chosen.axis == chosen.loops[0] == "block":
-            with emit.split_threads(part.count, plan.context.threads) as (first, count):
-                with loop(count) as i:
-                    self._blocks(part, first + i)
+        if chosen.by_blocks:
+            for index in walk.blocks(part, threads):
+                self._blocks(part, index)
             return
-        for rows, cols in plan.plane_segments():
-            counts = {"block": part.count, "row": rows.count, "col": cols.count}
-            with ExitStack() as stack:
-                split = emit.split_threads(counts[chosen.axis], plan.context.threads)
-                ranges = {k: (0, count) for k, count in counts.items()}
-                ranges[chosen.axis] = stack.enter_context(split)
-                at = {
-                    k: ranges[k][0] + stack.enter_context(loop(ranges[k][1])) for k in chosen.loops
-                }
-                place = self._place(part, at["block"], rows, at["row"], cols, at["col"])
-                self._tile(place, None)
+        for place in walk.in_order(part, plan.plane_segments(), chosen, threads):
+            self._tile(place, None)
 
     def _blocks(self, part: tiles.Segment, index: Expr) -> None:
         """All positions of one tile of blocks; the weights chunk by chunk."""
@@ -124,7 +105,7 @@ class _Writer:
             for place, _ in self._places(part, index):
                 self._finish(place)
 
-    def _tile(self, place: _Place, fetch: Share | None) -> None:
+    def _tile(self, place: Place, fetch: Share | None) -> None:
         """A tile from its first sum to its last, with the epilogue."""
         acc = self._accumulators(place.tile)
         with T.unroll(place.tile.accumulators) as i:
@@ -132,27 +113,9 @@ class _Writer:
         self._reduce(acc, place, 0, self.plan.steps, fetch)
         self._store(acc, place)
 
-    def _places(self, part: tiles.Segment, index: Expr) -> Iterator[tuple[_Place, Expr]]:
+    def _places(self, part: tiles.Segment, index: Expr) -> Iterator[tuple[Place, Expr]]:
         """Every tile of positions of one tile of blocks, with its number."""
-        done = 0
-        for rows, cols in self.plan.plane_segments():
-            with loop(rows.count) as row, loop(cols.count) as col:
-                place = self._place(part, index, rows, row, cols, col)
-                yield place, done + row * cols.count + col
-            done += rows.count * cols.count
-
-    def _place(
-        self,
-        part: tiles.Segment,
-        block: Expr,
-        rows: tiles.Segment,
-        row: Expr,
-        cols: tiles.Segment,
-        col: Expr,
-    ) -> _Place:
-        shape = tiles.Tile(rows.size, cols.size, part.size)
-        first = (s.start + i * s.size for s, i in ((part, block), (rows, row), (cols, col)))
-        return _Place(shape, *first)
+        return walk.positions(part, index, self.plan.plane_segments())
 
     def _next(
         self, part: tiles.Segment, index: Expr, chunk: Expr, chunks: int, number: Expr
@@ -179,7 +142,7 @@ class _Writer:
         return emit.local(shape)
 
     def _reduce(
-        self, acc: Buffer, place: _Place, first: Expr, count: Expr, fetch: Share | None
+        self, acc: Buffer, place: Place, first: Expr, count: Expr, fetch: Share | None
     ) -> None:
         """Add `count` steps of the reduction from `first` on."""
         plan, tile = self.plan, place.tile
@@ -209,7 +172,7 @@ class _Writer:
                         term = value(position, ci) * self.weight[(*weight, lane)]
                         T.buffer_store(acc, acc[i, lane] + term, [i, lane])
 
-    def _fetch_inputs(self, place: _Place, number: Expr) -> None:
+    def _fetch_inputs(self, place: Place, number: Expr) -> None:
         """A step's share of what the tile that follows reads of the same vector of channels."""
         tile, lanes, step = place.tile, self.plan.context.lanes, self.plan.reduction.step
         line, steps = emit.line_vectors(lanes), lanes // step
@@ -248,7 +211,7 @@ class _Writer:
             return [self.n, first + ci, h, w]
         return [self.n, first // lanes, h, w, first % lanes + ci]
 
-    def _store(self, acc: Buffer, place: _Place) -> None:
+    def _store(self, acc: Buffer, place: Place) -> None:
         """Store a tile with its epilogue: at once, or where that is long in a loop of its own."""
         if self.epilogue.heavy:
             self._save(acc, place)
@@ -256,10 +219,10 @@ class _Writer:
             return
         self._each(place, lambda i, at: self.epilogue.apply(acc[i, at.lane], at))
 
-    def _save(self, acc: Buffer, place: _Place) -> None:
+    def _save(self, acc: Buffer, place: Place) -> None:
         self._each(place, lambda i, at: acc[i, at.lane])
 
-    def _finish(self, place: _Place) -> None:
+    def _finish(self, place: Place) -> None:
         """Run the epilogue on what was stored."""
         y = self.y
         self._each(
@@ -270,7 +233,7 @@ class _Writer:
 
     def _each(
         self,
-        place: _Place,
+        place: Place,
         value: Callable[[Expr, Position], Expr],
         over: type[loop] = unroll,
     ) -> None:
@@ -283,7 +246,7 @@ class _Writer:
                 at = replace(at, lane=lane)
                 T.buffer_store(self.y, value(i, at), [at.n, at.block, at.h, at.w, lane])
 
-    def _load(self, acc: Buffer, place: _Place) -> None:
+    def _load(self, acc: Buffer, place: Place) -> None:
         """What earlier chunks have stored."""
         tile = place.tile
         with unroll(tile.rows) as r, unroll(tile.cols) as c, unroll(tile.blocks) as b:
@@ -292,7 +255,7 @@ class _Writer:
             with T.vectorized(self.plan.context.lanes) as lane:
                 T.buffer_store(acc, self.y[at.n, at.block, at.h, at.w, lane], [i, lane])
 
-    def _position(self, place: _Place, r: Expr, c: Expr, b: Expr) -> Position:
+    def _position(self, place: Place, r: Expr, c: Expr, b: Expr) -> Position:
         row, col = place.row + r, place.col + c
         if self.plan.flat:
             width = self.plan.geometry.out_width

@@ -35,6 +35,11 @@ class Order:
     axis: str
     loops: tuple[str, str, str]
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether a thread takes blocks of channels, and computes all positions of each."""
+        return self.axis == self.loops[0] == "block"
+
 
 def choose(work: Work, context: Context) -> Order:
     """Positions outside where the weights stay in the cache and the input does not."""

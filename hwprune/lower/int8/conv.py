@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from hwprune.lower.cpu import tiles
+from hwprune.lower.cpu import tiles, walk
 from hwprune.lower.cpu.context import Context
-from hwprune.lower.cpu.emit import split_threads
+from hwprune.lower.cpu.walk import Place
 from hwprune.lower.int8 import emit
 from hwprune.lower.int8.border import Source, source_of
 from hwprune.lower.int8.conv_plan import Plan
@@ -49,16 +49,6 @@ def conv(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A tile's shape and its first block, row and column."""
-
-    tile: tiles.Tile
-    block: Expr
-    row: Expr
-    col: Expr
-
-
-@dataclass(frozen=True)
 class _Writer:
     plan: Plan
     source: Source
@@ -70,27 +60,17 @@ class _Writer:
 
     def part(self, part: tiles.Segment) -> None:
         """All tiles of some blocks of output channels, in the order that moves the least memory."""
-        plan = self.plan
-        chosen = plan.order(part)
-        threads = plan.context.threads
-        if chosen.axis == chosen.loops[0] == "block":
-            with split_threads(part.count, threads) as (first, count), loop(count) as i:
-                for rows, cols in plan.plane_segments():
-                    with loop(rows.count) as row, loop(cols.count) as col:
-                        self._tile(_place(part, first + i, rows, row, cols, col))
+        plan, threads = self.plan, self.plan.context.threads
+        chosen, planes = plan.order(part), plan.plane_segments()
+        if chosen.by_blocks:
+            for index in walk.blocks(part, threads):
+                for place, _ in walk.positions(part, index, planes):
+                    self._tile(place)
             return
-        for rows, cols in plan.plane_segments():
-            counts = {"block": part.count, "row": rows.count, "col": cols.count}
-            with ExitStack() as stack:
-                ranges = {k: (0, count) for k, count in counts.items()}
-                split = split_threads(counts[chosen.axis], threads)
-                ranges[chosen.axis] = stack.enter_context(split)
-                at = {
-                    k: ranges[k][0] + stack.enter_context(loop(ranges[k][1])) for k in chosen.loops
-                }
-                self._tile(_place(part, at["block"], rows, at["row"], cols, at["col"]))
+        for place in walk.in_order(part, planes, chosen, threads):
+            self._tile(place)
 
-    def _tile(self, place: _Place) -> None:
+    def _tile(self, place: Place) -> None:
         """A tile from its biases to what is stored."""
         tile, lanes = place.tile, self.plan.machine.lanes
         acc = emit.local((tile.accumulators * lanes,))
@@ -100,7 +80,7 @@ class _Writer:
         self._reduce(acc, place)
         self._store(acc, place)
 
-    def _reduce(self, acc: Buffer, place: _Place) -> None:
+    def _reduce(self, acc: Buffer, place: Place) -> None:
         plan, g = self.plan, self.plan.geometry
         with ExitStack() as nest:
             dy, dx = self._taps(nest)
@@ -150,7 +130,7 @@ class _Writer:
             emit.store(vectors, T.reinterpret(f"int32x{words}", found), p * words, words)
         return lambda p, w: vectors[p * words + w]
 
-    def _store(self, acc: Buffer, place: _Place) -> None:
+    def _store(self, acc: Buffer, place: Place) -> None:
         """Requantize and store a tile: a vector's positions in a loop that reads its sums again.
 
         In registers, LLVM would start with all of them at once and spill.
@@ -166,16 +146,3 @@ class _Writer:
             value = self.channels.value(emit.load(sums, i, lanes), self.scales, channel, lanes)
             at = ((place.row + r) * plan.geometry.out_width + place.col + c) * pitch + channel
             emit.store_some(self.y, value, at, lanes, min(lanes, pitch))
-
-
-def _place(
-    part: tiles.Segment,
-    block: Expr,
-    rows: tiles.Segment,
-    row: Expr,
-    cols: tiles.Segment,
-    col: Expr,
-) -> _Place:
-    shape = tiles.Tile(rows.size, cols.size, part.size)
-    first = (s.start + i * s.size for s, i in ((part, block), (rows, row), (cols, col)))
-    return _Place(shape, *first)
