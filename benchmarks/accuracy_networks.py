@@ -27,6 +27,7 @@ class Network:
     factory: Callable[[float], nn.Module]
     train: TrainConfig
     tune: TrainConfig
+    head: str = "head"  # the last layer, which keeps its outputs
 
     def build(self, seed: int, factor: float = 1.0) -> nn.Module:
         """Untrained, every width times `factor`; the same weights for the same seed."""

@@ -57,8 +57,9 @@ def _maker(subject: Subject, system: str, rounding: int) -> Callable[[float], Ca
     def make(amount: float) -> Candidate:
         gradients = {} if system in LABEL_FREE else subject.gradients
         module = with_gradients(copy.deepcopy(subject.dense), gradients)
-        pruned, kept = prune(module, subject.example[0], system, 1.0 - amount, rounding)
-        program = capture(pruned, subject.example, name=subject.network.name)
+        network, image = subject.network, subject.example[0]
+        pruned, kept = prune(module, image, system, 1.0 - amount, rounding, network.head)
+        program = capture(pruned, subject.example, name=network.name)
         return Candidate(program, kept, rounding)
 
     return make

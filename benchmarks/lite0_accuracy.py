@@ -126,8 +126,6 @@ class Bench:
         assert candidate.kept is not None
         batches = self.images.split(16)
         recovered = reconstruct(self.program, candidate.program, candidate.kept, batches).program
-        outputs = self.outputs(recovered)
-        alike = fidelity(lambda i: self.dense[i], lambda i: outputs[i], torch.arange(len(outputs)))
         return {
             "model": "efficientnet_lite0",
             "method": method,
@@ -135,10 +133,18 @@ class Bench:
             "macs": macs,
             "macs_share": round(macs / self.prepared.dense(MACS), 5),
             "params": sum(p.numel() for p in recovered.module.parameters()),
+            **self.judge(recovered),
+            **self.counts(),
+        }
+
+    def judge(self, program: Program) -> Row:
+        """How alike a network's outputs are to the dense network's, and how many are right."""
+        outputs = self.outputs(program)
+        alike = fidelity(lambda i: self.dense[i], lambda i: outputs[i], torch.arange(len(outputs)))
+        return {
             **{key: round(value, 5) for key, value in alike.items()},
             "top1_labelled": self.right(outputs),
             "top1_labelled_dense": self.right(self.dense),
-            **self.counts(),
         }
 
     def right(self, outputs: Tensor) -> int:

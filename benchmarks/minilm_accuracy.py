@@ -14,28 +14,25 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import hwprune
-from benchmarks import common
+from benchmarks import common, label_free
 from benchmarks.accuracy_fit import Candidate, Timed
 from benchmarks.accuracy_networks import Network
-from benchmarks.accuracy_subject import Subject, parameters
+from benchmarks.accuracy_subject import Subject
 from benchmarks.accuracy_systems import allocated, recovered
+from benchmarks.label_free import Row
 from examples import sentences
 from examples.fashion_mnist import Split
-from hwprune.errors import HwpruneError
 from hwprune.program import Program
 from hwprune.recover import TrainConfig, fidelity
 from hwprune.repair import recover_part
 
 HEADS, HEAD_DIM, BOTH, UNIFORM = "hwprune", "hwprune-head-dim", "hwprune-both", "uniform"
 BUDGETS = (0.75, 0.5)
-KEY = ("system", "budget")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,20 +88,11 @@ class Bench:
     def row(self, system: str, share: float) -> Row:
         """Prune, time, recover and judge once."""
         timed = SYSTEMS[system](self.subject, share)
-        candidate, pair = timed.candidate, timed.pair
-        after = recovered(self.subject, candidate)
+        after = recovered(self.subject, timed.candidate)
         assert after is not None
         return {
-            "model": self.subject.network.name,
-            "system": system,
-            "budget": share,
-            "ratio": round(pair.ratio, 5),
-            "latency_us": round(pair.pruned_us, 2),
-            "dense_latency_us": round(pair.dense_us, 2),
-            "latency_source": "device",
-            "macs": self.subject.macs(candidate.program),
-            "params": parameters(candidate.program),
-            "cosine_pruned": self.cosine(candidate.program),
+            **label_free.timed_facts(self.subject, timed),
+            "cosine_pruned": self.cosine(timed.candidate.program),
             "cosine": self.cosine(after),
             "neighbour_kept": round(neighbours_kept(self.dense, self.embeddings(after)), 5),
             **self.counts(),
@@ -132,28 +120,15 @@ def neighbours_kept(before: Tensor, after: Tensor) -> float:
     return float((nearest[0] == nearest[1]).double().mean())
 
 
-def plan_rows(systems: Sequence[str] | None, budgets: Sequence[float] | None) -> list[Row]:
-    """What is measured, the most telling first."""
-    return [
-        {"system": system, "budget": budget}
-        for system in systems or SYSTEMS
-        for budget in budgets or BUDGETS
-    ]
-
-
 def show(rows: Sequence[Row]) -> None:
     """Print the rows by budget, the most alike first; what failed last, and why."""
     measured = [row for row in rows if "reason" not in row]
     common.table(
         "MiniLM-L6, label-free: embeddings of held-out sentences against the original's",
-        ("system", "asked", "latency", "ms", "MACs", "cosine, pruned", "recovered", "neighbour"),
+        (*label_free.HEADS, "cosine, pruned", "recovered", "neighbour"),
         [
             [
-                row["system"],
-                f"{100 * row['budget']:.0f} %",
-                f"{100 * row['ratio']:.1f} %",
-                f"{row['latency_us'] / 1000:.2f}",
-                f"{row['macs'] / 1e6:.0f} M",
+                *label_free.cells(row),
                 f"{row['cosine_pruned']:.3f}",
                 f"{row['cosine']:.3f}",
                 f"{100 * row['neighbour_kept']:.0f} %",
@@ -161,18 +136,7 @@ def show(rows: Sequence[Row]) -> None:
             for row in sorted(measured, key=lambda r: (-r["budget"], -r["cosine"]))
         ],
     )
-    for row in rows:
-        if "reason" in row:
-            line = f"{row['system']} at {row['budget']:.0%}: {row['reason']}"
-            common.console.print(line, style="yellow", markup=False)
-
-
-def measure(bench: Bench, wanted: Row) -> Row:
-    """A row, or why there is none."""
-    try:
-        return bench.row(wanted["system"], wanted["budget"])
-    except HwpruneError as error:
-        return wanted | {"model": bench.subject.network.name, "reason": str(error)}
+    label_free.show_failures(rows)
 
 
 def main() -> None:
@@ -188,14 +152,8 @@ def main() -> None:
         bench = Bench(Amount(64, 64) if options.quick else Amount())
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from error
-    rows = [row for row in common.rows_of(options.out) if "reason" not in row]
-    known = [{name: row[name] for name in KEY} for row in rows]
-    for wanted in plan_rows(systems, budgets):
-        if wanted in known:
-            continue
-        common.console.print(f"{wanted['system']} at {wanted['budget']:.0%}")
-        rows.append(measure(bench, wanted))
-        common.finish(options.out, rows)
+    planned = label_free.plan_rows(systems or [*SYSTEMS], budgets or BUDGETS)
+    rows = label_free.fill(options.out, planned, bench.row)
     show(rows)
 
 

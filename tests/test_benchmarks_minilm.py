@@ -9,15 +9,14 @@ import torch
 from rich.console import Console
 
 from benchmarks import common
+from benchmarks.label_free import fill, measure, plan_rows
 from benchmarks.minilm_accuracy import (
     BOTH,
     BUDGETS,
     HEADS,
     SYSTEMS,
     UNIFORM,
-    measure,
     neighbours_kept,
-    plan_rows,
     show,
 )
 from examples import sentences
@@ -62,22 +61,17 @@ def test_neighbours() -> None:
 
 
 def test_rows_and_what_cannot_be_met(monkeypatch) -> None:
-    wanted = plan_rows(None, None)
+    wanted = plan_rows([*SYSTEMS], BUDGETS)
     assert wanted[0] == {"system": HEADS, "budget": BUDGETS[0]}
     assert {(row["system"], row["budget"]) for row in wanted} == {
         (system, budget) for system in SYSTEMS for budget in BUDGETS
     }
 
-    class Failing:
-        class subject:  # noqa: N801
-            class network:  # noqa: N801
-                name = "tiny"
+    def make(system, share):
+        raise BudgetError("too small")
 
-        def row(self, system, share):
-            raise BudgetError("too small")
-
-    failed = measure(Failing(), {"system": BOTH, "budget": 0.5})
-    assert failed == {"system": BOTH, "budget": 0.5, "model": "tiny", "reason": "too small"}
+    failed = measure({"system": BOTH, "budget": 0.5}, make)
+    assert failed == {"system": BOTH, "budget": 0.5, "reason": "too small"}
     shown = io.StringIO()
     monkeypatch.setattr(common, "console", Console(file=shown, width=200))
     row = {"budget": 0.5, "ratio": 0.49, "latency_us": 2e3, "macs": 1e8, "cosine_pruned": 0.1}
@@ -90,3 +84,20 @@ def test_rows_and_what_cannot_be_met(monkeypatch) -> None:
     )
     text = shown.getvalue()
     assert text.index(HEADS) < text.index(UNIFORM) < text.index("too small")
+
+
+def test_rows_that_the_file_has_are_not_measured_again(tmp_path) -> None:
+    out, made = tmp_path / "rows.json", []
+
+    def make(system, share):
+        made.append(system)
+        if system == BOTH and len(made) < 3:
+            raise BudgetError("too small")
+        return {"ratio": share}
+
+    planned = plan_rows([HEADS, BOTH], [0.5])
+    assert [row.get("reason") for row in fill(out, planned, make)] == [None, "too small"]
+    rows = fill(out, planned, make)
+    assert made == [HEADS, BOTH, BOTH]
+    assert rows == common.rows_of(out)
+    assert [row["ratio"] for row in rows] == [0.5, 0.5]
