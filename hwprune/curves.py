@@ -18,7 +18,7 @@ from hwprune.errors import HwpruneError
 from hwprune.score import Scores
 
 FORMAT = 1
-LOST = 1.0  # beyond this error nothing is left of the outputs: more is not worse
+LOST = 0.95  # beyond this error nothing is left of the outputs: more is not worse
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,13 @@ class Sensitivity:
 
 
 def weigh(scores: Scores, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
-    """Scores whose sum over the kept units of a group is the error that they keep away.
+    """Scores whose sum over the kept units of a group is the damage that they keep away.
 
-    The units' order stays that of `scores`. The error over the width, `LOST` at most, is made
-    convex from below (its lower hull), so that a unit is worth less the more are there, and sums
-    add up over groups.
+    With an error e, `LOST` at most, 1 - e of the outputs is left; of several groups narrowed
+    together about the product is, so that damages -log(1 - e) add up over groups. A group that is
+    nearly emptied costs more than its error says: others suffer with it. The damage over the width
+    is made convex from below (its lower hull), so that a unit is worth less the more are there.
+    The units' order stays that of `scores`.
     """
     curves = {c.group: c for c in sensitivity.curves}
     missing = sorted(scores.keys() - curves.keys())
@@ -115,14 +117,14 @@ def weigh(scores: Scores, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
 
 def _weighed(scores: np.ndarray, curve: Curve) -> np.ndarray:
     widths = [float(p.width) for p in curve.points[::-1]]
-    errors = np.minimum(np.maximum.accumulate([p.error for p in curve.points]), LOST)[::-1]
-    hull = _lower_hull(widths, errors)
+    errors = np.minimum(np.maximum.accumulate([p.error for p in curve.points]), LOST)
+    hull = _lower_hull(widths, -np.log1p(-errors)[::-1])
     at = np.arange(len(scores) + 1, dtype=np.float64)
-    error = np.interp(at, [w for w, _ in hull], [e for _, e in hull])
+    damage = np.interp(at, [w for w, _ in hull], [d for _, d in hull])
     if widths[0] > 0 and len(hull) > 1:  # not measured: as steep as where it was
-        (w0, e0), (w1, e1) = hull[:2]
-        error = np.where(at < w0, e0 + (w0 - at) * (e0 - e1) / (w1 - w0), error)
-    gained = np.maximum(-np.diff(error), 0.0)
+        (w0, d0), (w1, d1) = hull[:2]
+        damage = np.where(at < w0, d0 + (w0 - at) * (d0 - d1) / (w1 - w0), damage)
+    gained = np.maximum(-np.diff(damage), 0.0)
     gained += (gained.max() or 1.0) * 1e-9 * np.arange(len(gained), 0, -1)  # no ties: order stays
     worth = np.empty(len(scores))
     worth[np.argsort(-scores, kind="stable")] = np.sort(gained)[::-1]

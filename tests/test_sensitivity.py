@@ -153,18 +153,41 @@ def curves(*points: tuple[int, float], width: int = 4) -> Sensitivity:
     return Sensitivity("", "", "", 1, True, (Curve("g", width, found),))
 
 
-def test_weighed_scores_add_up_to_the_measured_errors() -> None:
+def damage(*errors: float) -> np.ndarray:
+    return -np.log(1.0 - np.array(errors))
+
+
+def test_weighed_scores_add_up_to_the_damage_that_was_measured() -> None:
     scores = {"g": np.array([1.0, 4.0, 2.0, 3.0])}
-    worth = weigh(scores, curves((4, 0.0), (3, 0.1), (2, 0.3), (1, 1.0)))["g"]
+    worth = weigh(scores, curves((4, 0.0), (3, 0.1), (2, 0.3), (1, 0.8)))["g"]
     assert (np.argsort(-worth) == np.argsort(-scores["g"])).all()
-    lost = 1.7 - np.cumsum(np.sort(worth)[::-1])  # below the least width as steep as above it
-    np.testing.assert_allclose(lost, [1.0, 0.3, 0.1, 0.0], atol=1e-6)
+    steep = damage(0.8) - damage(0.3)  # below the least width as steep as above it
+    lost = damage(0.8) + steep - np.cumsum(np.sort(worth)[::-1])
+    np.testing.assert_allclose(lost, damage(0.8, 0.3, 0.1, 0.0), atol=1e-6)
 
 
 def test_what_is_not_convex_becomes_so() -> None:
     scores = {"g": np.array([4.0, 3.0, 2.0, 1.0])}
     worth = weigh(scores, curves((4, 0.0), (3, 0.4), (2, 0.3), (1, 0.6), (0, 0.8)))["g"]
     assert (np.diff(worth) < 0).all()
-    np.testing.assert_allclose(worth, [0.2, 0.2, 0.2, 0.2], rtol=1e-6)
+    wanted = [*(damage(0.8, 0.6) - damage(0.6, 0.4)), *(damage(0.4, 0.4) / 2)]
+    np.testing.assert_allclose(worth, wanted, rtol=1e-6)
+
+
+def test_nothing_is_worse_than_what_is_lost() -> None:
+    scores = {"g": np.array([2.0, 1.0])}
+    lost = weigh(scores, curves((2, 0.0), (1, 0.5), (0, 0.96)))["g"]
+    np.testing.assert_allclose(weigh(scores, curves((2, 0.0), (1, 0.5), (0, 7.0)))["g"], lost)
+
+
+def test_two_groups_at_half_are_preferred_to_one_that_is_nearly_gone() -> None:
+    """Together both keep less than the errors' sum says: 0.6 x 1 < 0.8 x 0.8."""
+    points = (4, 0.0), (2, 0.2), (0, 0.4)
+    together = weigh({"g": np.ones(4)}, curves(*points))["g"]
+    assert together[:2].sum() > 1.2 * together[2:].sum()
+
+
+def test_a_group_without_a_curve() -> None:
+    scores = {"g": np.array([4.0, 3.0, 2.0, 1.0])}
     with pytest.raises(HwpruneError, match="h: has no sensitivity curve"):
         weigh({"h": scores["g"]}, curves((4, 0.0)))
