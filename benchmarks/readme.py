@@ -122,7 +122,10 @@ def accuracy(document: Document) -> list[str]:
     lines = _head("network", "system", "speed-up", "measured", *stages, "µs", "M MACs", "M params")
     for (model, speedup, system), found in summarise(document["rows"]).items():
         given = [found.values[f"acc_{stage}"] for stage in stages]
-        cells = ["-" if v is None else f"{v.mean:.2f} ± {v.deviation:.2f}" for v in given]
+        spread = found.seeds > 1
+        cells = [
+            "-" if v is None else f"{v.mean:.2f}" + f" ± {v.deviation:.2f}" * spread for v in given
+        ]
         sizes = ((found.mean(n), d) for n, d in (("latency_us", 1), ("macs", 1e6), ("params", 1e6)))
         amounts = ["-" if x is None else f"{x / divisor:.3g}" for x, divisor in sizes]
         measured = found.mean("speedup_measured")

@@ -429,6 +429,8 @@ def test_the_tables_show_every_system(monkeypatch):
     assert len(lines) == 2 + 4
     (own,) = [line for line in lines if f"| {OURS} |" in line]
     assert "92.00 ± 1.00" in own
+    (scaled_width,) = [line for line in lines if f"| {WIDTH} |" in line]
+    assert "| 92.50 |" in scaled_width  # one seed has no deviation
     assert "| 2.00x |" in own
 
 
