@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 from hwprune.errors import ToolchainError
+
+_one_at_a_time = threading.RLock()  # of threads that generate CUDA code
 
 
 def load_tvm() -> ModuleType:
@@ -65,15 +68,15 @@ def _source_alone() -> Iterator[None]:
     import tvm_ffi
 
     name = "ffi.Module.create.cuda"
-    found = tvm_ffi.get_global_func(name, allow_missing=True)
-    if found is None:
-        yield
-        return
-    tvm_ffi.registry.remove_global_func(name)
-    try:
-        yield
-    finally:
-        tvm_ffi.register_global_func(name, found, override=True)
+    with _one_at_a_time:
+        found = tvm_ffi.get_global_func(name, allow_missing=True)
+        if found is not None:
+            tvm_ffi.registry.remove_global_func(name)
+        try:
+            yield
+        finally:
+            if found is not None:
+                tvm_ffi.register_global_func(name, found, override=True)
 
 
 def set_threads(threads: int) -> None:
