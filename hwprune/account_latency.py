@@ -102,6 +102,7 @@ def measured(timing: Timing) -> dict[str, Any]:
             "failed": [describe(w) for w in timing.kernels.failed],
         },
         "turns": timing.attempts,
+        **({"board": timing.board, "warnings": [*timing.warnings]} if timing.board else {}),
         "kernels": _kernels(timing),
         "fallbacks": _fallbacks(timing),
     }

@@ -59,6 +59,8 @@ class Timing:
     pruned: Build
     attempts: int
     profiles: tuple[Mapping[str, float], Mapping[str, float]]
+    board: str = ""  # or GPU that ran the networks, in a line; empty for this processor
+    warnings: tuple[str, ...] = ()
 
     @property
     def sources(self) -> Sources:
@@ -228,6 +230,8 @@ class _Loop:
                 pruned.build,
                 turn,
                 (profile, bench.profile(pruned)),
+                bench.board,
+                bench.warnings,
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)

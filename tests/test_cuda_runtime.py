@@ -119,6 +119,25 @@ print(json.dumps([found, each_us, timed_us, list(result.shape), "torch" in sys.m
 
 
 @pytest.mark.slow
+def test_plans_to_compare_are_timed_where_the_gpu_is(machine: Path, tmp_path: Path) -> None:
+    """Of a network with two outputs, one launch of which stands alone between others."""
+    code = f"""
+import json
+import hwprune.build
+from benchmarks import aware_vs_blind, cuda_plans
+{TRUSTED}
+cuda_plans.CURVE, aware_vs_blind.BISECTIONS = (0.6, 0.8), 3
+programs, row = cuda_plans.make_plans("rnet", 512, "nvidia-h200", "float16", "90%")
+print(json.dumps([len(programs), row]))
+"""
+    count, row = answer(code, machine, HWPRUNE_CACHE=str(tmp_path))
+    assert count == 3
+    assert row["latencies"] == "measured on NVIDIA Fake, 132 multiprocessors"
+    assert 0 < row["hwprune_macs"]["importance_kept"] <= 1
+    assert 0 < row["hwprune_latency"]["importance_kept"] < 1
+
+
+@pytest.mark.slow
 def test_outputs_are_compared_where_the_gpu_is(machine: Path) -> None:
     code = f"{BEFORE}hwprune.compile(*given, **gpu)"
     done = run_there(code, str(machine))

@@ -38,6 +38,8 @@ class Disturbed:
     ratios: list[float]
     boards: None = None
     gpu: GpuHere | None = None
+    board: str = ""
+    warnings: tuple[str, ...] = ()
 
     def latency_us(self, network: Network) -> float:
         return DENSE_US
