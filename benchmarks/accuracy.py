@@ -3,9 +3,11 @@
     python -m benchmarks.accuracy [--quick] [--out FILE] [--model NAME] [--system NAME]
                                   [--seed N] [--speedup X] [--device cuda] [--until STAGE]
                                   [--precision bfloat16]
+                                  [--target nvidia-h200 --dtype float16 --batch 256]
 
 All systems start from the same dense checkpoints, get the same latency through the same compiler
-(one thread, one image), the same recovery without labels and the same fine-tuning with the dense
+(one thread, one image; with --target that of a GPU which is here, of --batch images; a file has
+rows of one), the same recovery without labels and the same fine-tuning with the dense
 network as teacher; acc_1, acc_3 and acc_10 are along one schedule. Width scaling trains from
 scratch as long as the dense network did, and is fine-tuned then. Everything slow is kept under
 .cache/accuracy and resumed from there; rows that FILE has already are not made again. Training may
@@ -26,9 +28,11 @@ from benchmarks import common
 from benchmarks.accuracy_networks import FULL, QUICK, Network
 from benchmarks.accuracy_peers import TAYLOR
 from benchmarks.accuracy_run import Bench, Job, Row, check_device
+from benchmarks.accuracy_subject import Place
 from benchmarks.accuracy_summary import ACCURACIES, Key, Summary, summarise, verdicts
 from benchmarks.accuracy_systems import OURS, SYSTEMS, WIDTH, share_of
 from examples import fashion_mnist
+from hwprune.dtype import DTYPES
 from hwprune.errors import HwpruneError
 from hwprune.recover.config import BFLOAT16, FLOAT32
 
@@ -154,6 +158,9 @@ def options_of(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--device", default="cpu", help="that trains")
     parser.add_argument("--precision", choices=(FLOAT32, BFLOAT16), default=FLOAT32,
                         help="that trains")  # fmt: skip
+    parser.add_argument("--target", default="host", help="whose latency counts: host or a GPU")
+    parser.add_argument("--dtype", choices=DTYPES, default=FLOAT32, help="that it computes in")
+    parser.add_argument("--batch", type=int, default=1, help="images at once, where it is timed")
     parser.add_argument("--until", choices=(DENSE, PRUNED, TUNED), default=TUNED, help="stop there")
     parser.add_argument("--fresh", action="store_true", help="forget all that is cached")
     return parser.parse_args(arguments)
@@ -178,13 +185,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
     try:
         jobs = jobs_of(options)
+        place = Place(options.target, options.dtype, options.batch)
+        if options.until != DENSE:
+            place.checked()
         amount = QUICK_AMOUNT if options.quick else Amount()
         data = fashion_mnist.load("train").take(amount.train)
         test = fashion_mnist.load("t10k").take(amount.test)
         if options.fresh and CACHE.exists():
             shutil.rmtree(CACHE)
         device = check_device(options.device)
-        bench = Bench(data, test, amount.calibrate, CACHE, device, options.precision)
+        bench = Bench(data, test, amount.calibrate, CACHE, device, options.precision, place)
         rows = run(bench, jobs, options.until, options.out)
     except (HwpruneError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.accuracy_fit import Timed
 from benchmarks.accuracy_networks import Network
-from benchmarks.accuracy_subject import Subject, parameters
+from benchmarks.accuracy_subject import HOST, Place, Subject, parameters
 from benchmarks.accuracy_systems import SYSTEMS, recovered, share_of
 from benchmarks.accuracy_teacher import Remembered
 from benchmarks.accuracy_train import accuracy, train
@@ -58,7 +58,10 @@ class Job:
 
 @dataclass
 class Bench:
-    """Images, a folder for what is kept, what trains and in which type; subjects are made once."""
+    """Images, a folder for what is kept, what trains in which type, and what is timed where.
+
+    Subjects are made once.
+    """
 
     train_images: Split
     test_images: Split
@@ -66,6 +69,7 @@ class Bench:
     folder: Path
     device: str = "cpu"
     precision: str = FLOAT32
+    place: Place = HOST
     subjects: dict[tuple[str, int], tuple[Subject, float]] = field(default_factory=dict)
 
     def dense(self, network: Network, seed: int) -> tuple[Subject, float]:
@@ -76,7 +80,7 @@ class Bench:
             module = network.build(seed)
             found = self._train(network, module, seed, self._home(network, seed) / "dense.pt")
             images = self.train_images.take(self.calibrate)
-            self.subjects[key] = Subject(network, module, images, seed), found[-1]
+            self.subjects[key] = Subject(network, module, images, seed, self.place), found[-1]
         return self.subjects[key]
 
     def pruned(self, job: Job) -> Row:
@@ -155,6 +159,7 @@ class Bench:
             "dense_params": parameters(subject.program),
             "setting": candidate.setting,
             "precision": self.precision,
+            **({} if self.place == HOST else asdict(self.place)),
         }
 
     def _home(self, network: Network, seed: int) -> Path:
@@ -164,6 +169,7 @@ class Bench:
 
     def _place(self, job: Job) -> Path:
         name = f"{job.system}-x{job.speedup:g}-c{self.calibrate}-e{job.network.tune.epochs}"
+        name += self.place.suffix
         return self._home(job.network, job.seed) / name
 
 

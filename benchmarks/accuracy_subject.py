@@ -14,17 +14,51 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy_networks import Network
 from examples.fashion_mnist import Split
-from hwprune.bench import Pair, interleaved
+from hwprune.bench import Pair, interleaved, is_timed
 from hwprune.budget import MACS
 from hwprune.build import Build, build
 from hwprune.capture import Program, capture
+from hwprune.cuda_runtime import why_not_here
+from hwprune.dtype import in_dtype
+from hwprune.errors import TargetError
 from hwprune.importance import Importance
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
 from hwprune.price import Cost, latency_costs
+from hwprune.request import read_target
 from hwprune.score import Scores
-from hwprune.target import Target, load_target
+from hwprune.target import FLOAT32, Target, load_target
 
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where latencies are measured: a target here, in a type, of so many images at once."""
+
+    target: str = "host"
+    dtype: str = FLOAT32
+    batch: int = 1
+
+    def checked(self) -> Place:
+        """Itself. Raises HwpruneError where latencies would be predicted, or there is no image."""
+        target = read_target(self.target, threads=1, dtype=self.dtype)
+        if not is_timed(target, None):
+            raise TargetError(
+                "is not here: its latencies would be predicted",
+                where=f"target {self.target!r}",
+                hint=why_not_here(target.gpu.architecture) if target.gpu else "host, or a GPU",
+            )
+        if self.batch < 1:
+            raise TargetError(f"{self.batch} images at once", where="batch", hint="at least 1")
+        return self
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of files; empty for one image on this machine's processor."""
+        return "" if self == Place() else f"-{self.target}-{self.dtype}-b{self.batch}"
+
+
+HOST = Place()
 
 
 @dataclass(frozen=True)
@@ -38,15 +72,17 @@ class Subject:
     dense: nn.Module
     data: Split
     seed: int
+    place: Place = HOST
 
     @property
     def example(self) -> tuple[Tensor, ...]:
-        """One image."""
-        return (self.data.images[:1],)
+        """As many images as are run at once."""
+        images = self.data.images
+        return (images[torch.arange(self.place.batch) % len(images)],)
 
     @cached_property
     def target(self) -> Target:
-        return load_target("host")
+        return in_dtype(load_target(self.place.target), self.place.dtype)
 
     @cached_property
     def program(self) -> Program:
@@ -58,7 +94,7 @@ class Subject:
 
     @cached_property
     def compiled(self) -> Build:
-        """The dense network for this machine, one thread."""
+        """The dense network for where latencies are measured; one thread of a processor."""
         return build(self.program, self.target, threads=1)
 
     @cached_property
@@ -73,7 +109,9 @@ class Subject:
         prepared = self.prepared
         with open_table(self.target) as table:
             measure_kernels(prepared, table, lambda done, total: None)
-            return latency_costs(prepared.sites, prepared.candidates, table, threads=1)
+            return latency_costs(
+                prepared.sites, prepared.candidates, table, threads=1, stepped=prepared.stepped
+            )
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
@@ -95,7 +133,7 @@ class Subject:
 
     def macs(self, program: Program) -> int:
         """Multiply-accumulates of one image."""
-        return round(prepare(program, self.target, threads=1).dense(MACS))
+        return round(prepare(program, self.target, threads=1).dense(MACS) / len(program.inputs[0]))
 
 
 def with_gradients(module: nn.Module, gradients: dict[str, Tensor]) -> nn.Module:

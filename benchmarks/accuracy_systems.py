@@ -40,6 +40,8 @@ def ours(subject: Subject, share: float, importance: str = "auto") -> Timed:
         calibrate=subject.data.images,
         recover="none",
         seed=subject.seed,
+        target=subject.place.target,
+        dtype=subject.place.dtype,
     )
     pair = subject.time(result.program)
     return Timed(Candidate(result.program, result.kept), pair)

@@ -2,7 +2,7 @@
 
 In: a network, a batch, a target and a dtype. Out: the dense and the smaller programs, and a row
 with what each keeps. Latencies are the target's: of its model, or measured where `hwprune profile`
-has put rows in this machine's table.
+has put rows in this machine's table; where the GPU is, the latency-aware plan is a timed one.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def make_plans(
     aware = hwprune.prune(build(model).eval(), inputs, latency=budget, **options)
     prepared = prepare(aware.dense, aware.target, 1)
     subject = Subject(model, prepared, score(aware.dense, prepared.coupling, "l2"))
-    estimate = aware.outcome.estimate
-    assert estimate is not None
-    costs, widths = estimate.costs, aware.outcome.allocation.widths()
+    priced = aware.outcome.estimate or aware.outcome.timing  # timed where the GPU is
+    assert priced is not None
+    costs, widths = priced.costs, aware.outcome.allocation.widths()
     counted = blind(subject, MACS, prepared.macs, costs, price(costs, widths))
     problem = Problem(subject.scores, prepared.candidates, {}, {}, prepared.gates)
     plan, _ = carry_out(prepared, problem.allocation(counted, 0.0, 0.0))
@@ -56,7 +56,7 @@ def make_plans(
     row = {
         "batch": batch,
         "budget": budget,
-        "latencies": aware.report["latency_model"],
+        "latencies": aware.report.get("latency_model") or f"measured on {aware.report['board']}",
         "kernel_rows": {k: aware.report["sources"][k] for k in ("measured", "modelled")},
         "dense_us": price(costs, prepared.full),
         AWARE: facts(subject, costs, widths),

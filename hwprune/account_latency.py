@@ -97,10 +97,12 @@ def measured(timing: Timing) -> dict[str, Any]:
             "interpolated": sources.interpolated,
             "modelled": sources.modelled,
             "newly_measured": timing.kernels.measured,
+            **({"newly_modelled": modelled} if (modelled := timing.kernels.predicted) else {}),
             "reused": timing.kernels.reused,
             "failed": [describe(w) for w in timing.kernels.failed],
         },
         "turns": timing.attempts,
+        **({"board": timing.board, "warnings": [*timing.warnings]} if timing.board else {}),
         "kernels": _kernels(timing),
         "fallbacks": _fallbacks(timing),
     }

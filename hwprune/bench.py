@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwprune.build import Build
+from hwprune.build import Build, has_gpu
 from hwprune.capture import Program
+from hwprune.cuda_runtime import gpu_brief
 from hwprune.deploy import Artifact
+from hwprune.obtain import is_predicted
 from hwprune.prepare import open_table
 from hwprune.remote.address import Boards
 from hwprune.remote.measure import BoardTable, open_boards
@@ -47,20 +49,52 @@ class Network:
 
 
 @dataclass(frozen=True)
+class GpuHere:
+    """This machine's GPU, in a line, and what makes its latencies doubtful for a target."""
+
+    brief: str
+    warnings: tuple[str, ...] = ()
+
+
+def gpu_here(target: Target) -> GpuHere | None:
+    """The GPU that networks of a target are timed on here; None for other targets, or without."""
+    if not has_gpu(target):
+        return None
+    name, multiprocessors = gpu_brief()
+    other = f"it has {multiprocessors} multiprocessors, {target.name} has {target.cores}"
+    warnings = () if multiprocessors == target.cores else (other,)
+    return GpuHere(f"{name}, {multiprocessors} multiprocessors", warnings)
+
+
+def is_timed(target: Target, boards: Boards | None) -> bool:
+    """Whether networks of a target are timed, on `boards` or here; else they are predicted.
+
+    A GPU's are timed where it is, while its kernels are priced as anywhere else: by the rows that
+    `hwprune profile` has measured, by a model where there are none.
+    """
+    return boards is not None or not is_predicted(target) or has_gpu(target)
+
+
+@dataclass(frozen=True)
 class Bench:
     """A latency table, and where what it lacks is measured: on `boards`, or here where None."""
 
     table: LatencyTable
     boards: BoardTable | None = None
+    gpu: GpuHere | None = None
 
     @property
     def board(self) -> str:
-        """The board in a line; empty for this machine."""
+        """The board or the GPU in a line; empty for this machine's processor."""
+        if self.gpu is not None:
+            return self.gpu.brief
         return self.boards.facts.brief if self.boards else ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the board's latencies doubtful."""
+        """What makes the latencies of the board or the GPU doubtful."""
+        if self.gpu is not None:
+            return self.gpu.warnings
         return tuple(self.boards.warnings) if self.boards else ()
 
     def latency_us(self, network: Network) -> float:
@@ -80,8 +114,11 @@ class Bench:
         return Pair(float(medians[0]), float(medians[1]), float(statistics.median(ratios)))
 
     def profile(self, network: Network) -> Mapping[str, float]:
-        """Microseconds of every call within the network; none from a board, which tells the sum."""
-        if self.boards is not None:
+        """Microseconds of every call within the network.
+
+        None from a board or a GPU, which tell the sum.
+        """
+        if self.boards is not None or self.gpu is not None:
             return {}
         build = network.build
         return build.lowered.profile(build.artifact.example_inputs())
@@ -92,7 +129,7 @@ def open_bench(target: Target, threads: int, boards: Boards | None) -> Iterator[
     """The table of this machine or of some boards, open and connected. Raises HwpruneError."""
     if boards is None:
         with open_table(target) as table:
-            yield Bench(table)
+            yield Bench(table, gpu=gpu_here(target))
         return
     with open_boards(boards, target, threads) as found:
         yield Bench(found.table, found)
@@ -100,7 +137,7 @@ def open_bench(target: Target, threads: int, boards: Boards | None) -> Iterator[
 
 @dataclass(frozen=True)
 class Final:
-    """Dense and pruned side by side; `board` is what ran them, empty for this machine."""
+    """Dense and pruned side by side; `board` is what ran them, empty for a processor here."""
 
     pair: Pair
     board: str = ""
@@ -110,7 +147,8 @@ class Final:
 def final_pair(boards: Boards | None, dense: Network, pruned: Network, target: Target) -> Final:
     """Time two networks of a target in turn, on a board or here."""
     if boards is None:
-        return Final(interleaved(dense.build.artifact, pruned.build.artifact))
+        pair, gpu = interleaved(dense.build.artifact, pruned.build.artifact), gpu_here(target)
+        return Final(pair) if gpu is None else Final(pair, gpu.brief, gpu.warnings)
     threads = pruned.build.artifact.manifest.threads
     with open_boards(boards, target, threads) as found:
         bench = Bench(found.table, found)

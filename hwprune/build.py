@@ -112,10 +112,17 @@ def run_artifact(
     return run_flat(library, lowered.flat(), lowered.target, inputs), runner.name
 
 
+def has_gpu(target: Target) -> bool:
+    """Whether the target is a GPU whose architecture this machine's GPU has."""
+    if target.gpu is None or target.runner != "local":
+        return False
+    return gpu_architecture() == target.gpu.architecture
+
+
 def _runs_here(target: Target) -> bool:
     """Whether this machine runs a target's network."""
     if target.gpu is not None:
-        return target.runner == "local" and gpu_architecture() == target.gpu.architecture
+        return has_gpu(target)
     return target.runner == "local" or runs_here(target)
 
 

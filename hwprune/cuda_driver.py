@@ -78,12 +78,28 @@ class Driver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cuda.cuDevicePrimaryCtxReset_v2(self._device)  # frees all that it held
+        """Give back what it holds; others in this process may have the same context."""
+        for pointer in self._memory:
+            self._cuda.cuMemFree_v2(pointer)
+        for event in self._events:
+            self._cuda.cuEventDestroy_v2(event)
+        self._cuda.cuStreamDestroy_v2(self._stream)
+        self._cuda.cuDevicePrimaryCtxRelease_v2(self._device)
 
     def reopen(self) -> None:
-        """Begin anew after a sticky error: modules and memory are gone."""
+        """Begin anew after a sticky error: modules and memory are gone.
+
+        Raises TargetError where the driver wants another process for that.
+        """
         self._cuda.cuDevicePrimaryCtxReset_v2(self._device)
-        self._open()
+        try:
+            self._open()
+        except KernelError as error:
+            raise TargetError(
+                f"a kernel crashed, and the GPU is lost to this process: {error}",
+                where="GPU",
+                hint="what was measured is kept; run it again to go on",
+            ) from error
 
     def _open(self) -> None:
         context = ctypes.c_void_p()

@@ -6,6 +6,7 @@ type: a network has to be quantized for it (`int8_compile.py`).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from hwprune.errors import TargetError
@@ -45,6 +46,15 @@ def in_dtype(target: Target, dtype: str) -> Target:
             hint=f"leave it out, or choose {ARM if dtype == FLOAT16 else ''}a GPU",
         )
     return replace(target, dtype=dtype)
+
+
+def in_all_types(target: Target) -> tuple[Target, ...]:
+    """The target in each type that it computes in, float32 first."""
+    found = []
+    for dtype in DTYPES:
+        with suppress(TargetError):  # it has no such type
+            found.append(in_dtype(target, dtype))
+    return tuple(found)
 
 
 def check_int8(target: Target) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hwprune.bench import BOARD_ROUNDS, ROUNDS, RUNS_A_ROUND, Network
+from hwprune.bench import BOARD_ROUNDS, ROUNDS, RUNS_A_ROUND, Network, gpu_here, is_timed
 from hwprune.build import build
 from hwprune.capture import capture
 from hwprune.estimate import Span, describe_model, estimate_network, origin
-from hwprune.obtain import is_predicted, open_table
+from hwprune.obtain import open_table
 from hwprune.predict.fill import MODEL
 from hwprune.progress import Advance
 from hwprune.remote.address import Boards
@@ -45,8 +45,8 @@ class Latency:
 class Times:
     """The latencies of some networks.
 
-    `source` is "device" or "model"; `origin` the board or the calibration in a line, empty for
-    this machine; `warnings` make a board's latencies doubtful.
+    `source` is "device" or "model"; `origin` the board, GPU or calibration in a line, empty for
+    this machine's processor; `warnings` make a board's or a GPU's latencies doubtful.
     """
 
     latencies: tuple[Latency, ...]
@@ -59,7 +59,7 @@ def source_of(target: Target, boards: Boards | None) -> str:
     """Where the latencies of a target's networks come from: "here", "board" or "model"."""
     if boards is not None:
         return "board"
-    return MODEL if is_predicted(target) else "here"
+    return "here" if is_timed(target, boards) else MODEL
 
 
 def times_of(
@@ -86,7 +86,10 @@ def times_of(
         networks.append(Network(build(program, target, threads), program))
         advance(i + 1, len(files) + ROUNDS)
     if boards is None:
-        return Times(_in_rounds(_timed_here(networks, advance)))
+        times, gpu = _timed_here(networks, advance), gpu_here(target)
+        if gpu is None:
+            return Times(_in_rounds(times))
+        return Times(_in_rounds(times), DEVICE, gpu.brief, gpu.warnings)
     with open_boards(boards, target, threads) as found:
         times = np.median(time_networks(found, networks, BOARD_ROUNDS, RUNS_A_ROUND), axis=2)
         return Times(_in_rounds(times), DEVICE, found.facts.brief, tuple(found.warnings))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from hwprune.allocate import allocate, check_reachable
-from hwprune.bench import Bench, Network, Pair, open_bench
+from hwprune.bench import Bench, Network, Pair, is_timed, open_bench
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget
 from hwprune.build import Build, build
 from hwprune.calibrate import (
@@ -28,7 +29,6 @@ from hwprune.cost import Cost
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
 from hwprune.measure import Measured
-from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
@@ -41,6 +41,7 @@ from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
 
 CORRECTIONS = 3
+GPU_CORRECTIONS = 6  # its kernels may have a model's prices, which are further off
 OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
 
 
@@ -58,6 +59,8 @@ class Timing:
     pruned: Build
     attempts: int
     profiles: tuple[Mapping[str, float], Mapping[str, float]]
+    board: str = ""  # or GPU that ran the networks, in a line; empty for this processor
+    warnings: tuple[str, ...] = ()
 
     @property
     def sources(self) -> Sources:
@@ -89,7 +92,7 @@ def search(
 ) -> Outcome:
     """Find and build the plan that keeps the most importance under the budgets, no `weak` units.
 
-    A latency is measured on `boards`, or here where they are None.
+    A latency is measured on `boards`, or here where they are None, or predicted where neither is.
 
     Raises BudgetError: before any measurement where MACs or parameters cannot be met, after that
     of the narrowest and the full network's kernels where a latency cannot.
@@ -102,7 +105,7 @@ def search(
     check_reachable(problem)
     if LATENCY in budgets:
         loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
-        if boards is None and is_predicted(prepared.target):
+        if not is_timed(prepared.target, boards):
             found = meet_by_prediction(
                 prepared, budgets[LATENCY], progress, loop.solver.solve, loop.all_strong
             )
@@ -135,10 +138,7 @@ class _Loop:
 
     def run(self, bench: Bench) -> Outcome:
         prepared, progress, table = self.prepared, self.progress, bench.table
-        with progress.stage("check the budget") as advance:
-            first = check_latency(prepared, table, self.budget, advance, bench.boards)
-        with progress.stage("measure kernels") as advance:
-            kernels = first.then(measure_kernels(prepared, table, advance, bench.boards))
+        kernels = self._kernels(bench)
         with progress.stage("compile dense"):
             dense = Network(
                 build(prepared.program, prepared.target, prepared.threads), prepared.program
@@ -152,18 +152,33 @@ class _Loop:
         save_calibration(table, fingerprint(prepared.program), prepared.threads, timing.calibration)
         return outcome
 
+    def _kernels(self, bench: Bench) -> Measured:
+        """Rows for all kernels; a budget that they show to be hopeless is refused at once.
+
+        Rows of a GPU may be a model's, which is not believed then: the narrowest network is timed.
+        """
+        prepared, progress, table = self.prepared, self.progress, bench.table
+        if bench.gpu is not None:
+            with progress.stage("price kernels") as advance:
+                return measure_kernels(prepared, table, advance)
+        with progress.stage("check the budget") as advance:
+            first = check_latency(prepared, table, self.budget, advance, bench.boards)
+        with progress.stage("measure kernels") as advance:
+            return first.then(measure_kernels(prepared, table, advance, bench.boards))
+
     def _calibrate(
         self, table: LatencyTable, profile: Mapping[str, float], dense_us: float
     ) -> tuple[Calibration, tuple[Cost, ...]]:
         prepared = self.prepared
         known = load_calibration(table, fingerprint(prepared.program), prepared.threads)
-        arguments = (prepared.sites, prepared.candidates, table, prepared.threads)
+        price = partial(
+            latency_costs, prepared.sites, prepared.candidates, table, prepared.threads,
+            stepped=prepared.stepped,
+        )  # fmt: skip
         corrections = (
-            known.corrections
-            if known
-            else context_corrections(latency_costs(*arguments), prepared.full, profile)
+            known.corrections if known else context_corrections(price(), prepared.full, profile)
         )
-        costs = latency_costs(*arguments, corrections)
+        costs = price(corrections)
         total = sum(cost.at(prepared.full) for cost in costs)
         start = known or Calibration(corrections=corrections, runs=1)
         today = dense_us / start.network_us(total)  # the machine's speed is not that of last time
@@ -185,7 +200,8 @@ class _Loop:
         total_dense = sum(cost.at(prepared.full) for cost in costs)
         runs = [(total_dense, dense_us)]
         best: Outcome | None = None
-        turn, turns = 0, CORRECTIONS
+        turn, most = 0, GPU_CORRECTIONS if bench.gpu else CORRECTIONS
+        turns = most
         while turn < turns:
             turn += 1
             with self.progress.stage(f"search, turn {turn}"):
@@ -200,7 +216,8 @@ class _Loop:
             share = pair.ratio * dense_us / goal_us
             if narrowest and share > OVER:
                 raise out_of_reach(goal_us, pair.ratio, dense_us)
-            turns += narrowest and turns == CORRECTIONS  # it taught; what it taught is used
+            again = narrowest and turns > most
+            turns += narrowest and turns == most  # it taught; what it taught is used
             calibration_next = fit(runs, calibration.corrections)
             timing = Timing(
                 pair,
@@ -213,15 +230,21 @@ class _Loop:
                 pruned.build,
                 turn,
                 (profile, bench.profile(pruned)),
+                bench.board,
+                bench.warnings,
             )
             outcome = Outcome(chosen, plan, program, timing)
             best = _better(best, outcome, goal_us / dense_us)
             if UNDER <= share <= OVER or (share < UNDER and self.all_strong(chosen)):
                 break
+            if again and bench.gpu is not None:
+                break  # it teaches no more
             calibration = replace(
                 calibration_next,
                 overhead_us=0.0 if calibration_next.factor <= 0 else calibration_next.overhead_us,
             )
+            if bench.gpu is not None and share > OVER:
+                calibration = through(calibration, *runs[-1])
         assert best is not None
         return best
 
@@ -229,6 +252,16 @@ class _Loop:
         """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
         strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
         return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
+
+
+def through(calibration: Calibration, kernels_us: float, network_us: float) -> Calibration:
+    """The calibration scaled to give a network its measured latency: it is not chosen again.
+
+    Plans of like sizes are near it; where a model prices them, a fit to all runs may miss each.
+    """
+    scale = network_us / calibration.network_us(kernels_us)
+    overhead, factor = calibration.overhead_us * scale, calibration.factor * scale
+    return replace(calibration, overhead_us=overhead, factor=factor)
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

@@ -95,7 +95,7 @@ def fill(
     """Put the rows that a table lacks into it, `size` kernels at once, each batch durably.
 
     `time_batch` gives the rows of some kernels while no other process measures; with `failure`
-    where one could not be measured. What it raises ends the run; finished batches stay.
+    where one could not be measured. What it raises ends the run; finished rows stay.
     """
     started = time.perf_counter()
     wanted = tuple(dict.fromkeys(workloads))
@@ -106,8 +106,12 @@ def fill(
         batch = missing[begin : begin + size]
         with table.measuring():
             mine = table.missing(batch, threads)  # others may have measured some meanwhile
-            rows = list(time_batch(mine))
-            table.put(rows)
+            rows: list[Row] = []
+            try:
+                for row in time_batch(mine):
+                    rows.append(row)
+            finally:
+                table.put(rows)
         reused += len(batch) - len(mine)
         failed += [row.workload for row in rows if row.failure]
         done += len(batch)

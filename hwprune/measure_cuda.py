@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprune.cuda_ahead import Ahead
 from hwprune.cuda_driver import Driver, GpuFacts, KernelError
 from hwprune.cuda_errors import too_old
 from hwprune.errors import TargetError
@@ -112,19 +113,27 @@ def parse_release(text: str) -> tuple[int, int]:
 def measure_gpu(
     gpu: GpuTable, workloads: Iterable[Workload], progress: Progress | None = None
 ) -> Measured:
-    """Time the kernels that the table lacks. Raises TargetError where the GPU's memory is full."""
+    """Time the kernels that the table lacks; the next are compiled meanwhile.
 
-    def time_batch(batch: Sequence[Workload]) -> Iterator[Row]:
-        return by_halves(batch, lambda some: _rows(gpu, some), 1, fatal=(TargetError,))
+    Raises TargetError where the GPU's memory is full, or a crash takes it from this process.
+    """
+    wanted = tuple(dict.fromkeys(workloads))
+    missing = gpu.table.missing(wanted, 1)
+    batches = [missing[begin : begin + BATCH] for begin in range(0, len(missing), BATCH)]
 
-    return fill(gpu.table, workloads, 1, BATCH, time_batch, progress)
+    def make(batch: Sequence[Workload]) -> tuple[list[Kernel], str, bytes]:
+        kernels = [kernel_for(w, gpu.target, 1) for w in batch]
+        return (kernels, *compiled(kernels, gpu.target))
 
+    with Ahead(batches, make) as ahead:
 
-def _rows(gpu: GpuTable, workloads: Sequence[Workload]) -> Iterator[Row]:
-    """Compile kernels together; they are timed as the rows are asked for."""
-    kernels = [kernel_for(w, gpu.target, 1) for w in workloads]
-    source, code = compiled(kernels, gpu.target)
-    return _timed(gpu, kernels, source, code)
+        def attempt(some: Sequence[Workload]) -> Iterator[Row]:
+            return _timed(gpu, *ahead.take(some))
+
+        def time_batch(batch: Sequence[Workload]) -> Iterator[Row]:
+            return by_halves(batch, attempt, 1, fatal=(TargetError,))
+
+        return fill(gpu.table, wanted, 1, BATCH, time_batch, progress)
 
 
 def _timed(gpu: GpuTable, kernels: Sequence[Kernel], source: str, code: bytes) -> Iterator[Row]:

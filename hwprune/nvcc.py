@@ -46,16 +46,19 @@ def find_nvcc() -> str:
 
     Raises ToolchainError where there is none.
     """
-    found = shutil.which("nvcc")
-    places = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
-    package = importlib.util.find_spec("nvidia")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        places += sorted(Path(folder).glob("cu*"), reverse=True)
-    found = found or next(
-        (str(p / "bin" / "nvcc") for p in places if (p / "bin" / "nvcc").is_file()), None
-    )
+    programs = (folder / "bin" / "nvcc" for folder in toolkits())
+    found = shutil.which("nvcc") or next((str(file) for file in programs if file.is_file()), None)
     if found is None:
         raise ToolchainError("no CUDA compiler: nvcc is not there", where="PATH", hint=HINT)
+    return found
+
+
+def toolkits() -> list[Path]:
+    """Where a CUDA toolkit or parts of one may be: CUDA_HOME, and NVIDIA's packages from PyPI."""
+    found = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        found += sorted(Path(folder).glob("cu*"), reverse=True)
     return found
 
 

@@ -19,11 +19,12 @@ from hwprune.account import Facts, account
 from hwprune.account_latency import add_estimate
 from hwprune.apply_plan import apply_plan
 from hwprune.atomic import check_writable
-from hwprune.bench import Network
+from hwprune.bench import Network, is_timed
 from hwprune.build import build
 from hwprune.capture import Program
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
+from hwprune.cuda_runtime import why_not_here
 from hwprune.deploy import Artifact
 from hwprune.errors import HwpruneError
 from hwprune.estimate import estimate_pair
@@ -32,7 +33,6 @@ from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
 from hwprune.importance import Importance, Scorer
 from hwprune.latency import search
-from hwprune.obtain import is_predicted
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
 from hwprune.progress import Clock, Progress, Silent
@@ -174,7 +174,8 @@ def compile_pruned(
 ) -> tuple[PruneResult, Artifact]:
     """Prune, compile, measure dense and pruned side by side, and write the artifact directory.
 
-    For a device that is not here both latencies are predicted, and the report says so.
+    For a device that is not here both latencies are predicted, and the report says so. A GPU is
+    here where TVM finds one of the target's architecture.
     """
     check_writable(out)
     read_target(target, threads, compiles=True, dtype=dtype)
@@ -190,7 +191,10 @@ def compile_pruned(
     result.report["max_rel_error_compiled"] = final.max_rel_error
     result.report["ran_on"] = final.checked_by
     result.report["dtype"] = dtype
-    if boards is None and is_predicted(result.target):
+    if result.target.gpu is not None and not final.artifact.loaded:
+        reason = why_not_here(result.target.gpu.architecture)
+        result.report["not_run"] = reason or "it is another machine's"
+    if not is_timed(result.target, boards):
         _predicted_latency(result)
     elif boards is not None or final.artifact.loaded:
         if timing is None:

@@ -58,8 +58,13 @@ def provenance_of(target: Target) -> Provenance:
 
 
 def _gpu_schedules() -> str:
-    """With the device functions in C that the kernels of GPUs call, and nvcc's options."""
-    return _digest([schedule_version(), _sources("lower/cuda", "nvcc.py")])
+    """Of GPUs: not of the schedule rules for other devices; with nvcc's options.
+
+    A table that ships outlives changes to kernels of CPUs and microcontrollers.
+    """
+    folder = Path(__file__).resolve().parent / "lower"
+    shared = sorted(file.relative_to(folder.parent).as_posix() for file in folder.glob("*.py"))
+    return _sources(*shared, "lower/cuda", "nvcc.py", "tvm_runtime.py")
 
 
 def _emulated(target: Target, mcu: Mcu) -> Provenance:

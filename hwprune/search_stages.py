@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from hwprune.bench import interleaved
+from hwprune.bench import interleaved, is_timed
 from hwprune.budget import LATENCY, Budget
 from hwprune.build import build
 from hwprune.estimate import estimate_network
 from hwprune.latency import Outcome
-from hwprune.obtain import is_predicted, open_table
+from hwprune.obtain import open_table
 from hwprune.prepare import Prepared
 from hwprune.stages import Stage, units_left
 
@@ -71,7 +71,7 @@ def dense_amount(resource: str, first: Prepared, done: Sequence[Searched] = ()) 
     timing = done[0].outcome.timing if done else None
     if timing is not None:
         return timing.pair.dense_us
-    if is_predicted(first.target):
+    if not is_timed(first.target, None):
         with open_table(first.target) as table:
             return estimate_network(first.program, first.target, first.threads, table).median_us
     artifact = build(first.program, first.target, first.threads).artifact

@@ -9,10 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 from hwprune.errors import ToolchainError
+
+_one_at_a_time = threading.RLock()  # of threads that generate CUDA code
 
 
 def load_tvm() -> ModuleType:
@@ -34,7 +39,8 @@ def load_tvm() -> ModuleType:
             del sys.modules["torch"]
 
 
-def compiling(*, cuda: bool = False) -> Any:
+@contextmanager
+def compiling(*, cuda: bool = False) -> Iterator[None]:
     """The context in which kernels are compiled: TVM's passes without storage rewrite and checks.
 
     That pass drops the annotation that keeps register tiles off the heap; every tile would be
@@ -46,7 +52,31 @@ def compiling(*, cuda: bool = False) -> Any:
     if cuda:
         config["relax.backend.use_cuda_graph"] = True
         config["tirx.UnrollLoop"] = {"explicit_unroll": False}  # nvcc unrolls, and far faster
-    return load_tvm().transform.PassContext(opt_level=3, config=config)
+    with load_tvm().transform.PassContext(opt_level=3, config=config):
+        with _source_alone() if cuda else nullcontext():
+            yield
+
+
+@contextmanager
+def _source_alone() -> Iterator[None]:
+    """Have TVM leave CUDA kernels as source, as it does where its CUDA runtime is not loaded.
+
+    Where it is, TVM would compile them with NVRTC of another package, and artifacts would depend on
+    whether a GPU is in the machine that makes them.
+    """
+    load_tvm()
+    import tvm_ffi
+
+    name = "ffi.Module.create.cuda"
+    with _one_at_a_time:
+        found = tvm_ffi.get_global_func(name, allow_missing=True)
+        if found is not None:
+            tvm_ffi.registry.remove_global_func(name)
+        try:
+            yield
+        finally:
+            if found is not None:
+                tvm_ffi.register_global_func(name, found, override=True)
 
 
 def set_threads(threads: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,21 +12,21 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import accuracy, accuracy_run, common, readme
+from benchmarks import accuracy, accuracy_run, accuracy_subject, common, readme
 from benchmarks.accuracy_fit import Candidate, Timed, fit
 from benchmarks.accuracy_networks import FULL, Network, scaled
 from benchmarks.accuracy_peers import ISOMORPHIC, ISOMORPHIC_NORM, NORM, TAYLOR, prune
 from benchmarks.accuracy_run import Bench, Job, check_device
-from benchmarks.accuracy_subject import Subject, with_gradients
+from benchmarks.accuracy_subject import Place, Subject, with_gradients
 from benchmarks.accuracy_summary import summarise, verdicts
-from benchmarks.accuracy_systems import OURS, RANDOM, SYSTEMS, WIDTH, recovered, share_of
+from benchmarks.accuracy_systems import OURS, RANDOM, SYSTEMS, WIDTH, ours, recovered, share_of
 from benchmarks.accuracy_teacher import Remembered
 from benchmarks.accuracy_train import accuracy as accuracy_of
 from benchmarks.accuracy_train import train
 from examples.fashion_mnist import Batches, SmallResNet, Split
 from hwprune.bench import Pair
 from hwprune.capture import capture
-from hwprune.errors import BudgetError, HwpruneError
+from hwprune.errors import BudgetError, HwpruneError, TargetError
 from hwprune.latency import OVER, UNDER
 from hwprune.recover import TrainConfig
 
@@ -457,3 +458,48 @@ def test_a_device_that_is_not_there_is_refused():
     assert check_device("cpu") == "cpu"
     with pytest.raises(HwpruneError, match="cannot train on 'nowhere'"):
         check_device("nowhere")
+
+
+def test_latencies_of_a_gpu_are_those_of_the_gpu_that_is_here(monkeypatch):
+    """Of so many images, in its type; where it is not here nothing is predicted in its place."""
+    place = Place("nvidia-h200", "float16", 100)
+    monkeypatch.setattr("hwprune.bench.has_gpu", lambda target: False)
+    with pytest.raises(TargetError, match="is not here: its latencies would be predicted"):
+        place.checked()
+    with pytest.raises(TargetError, match="0 images at once"):
+        Place(batch=0).checked()
+    monkeypatch.setattr("hwprune.bench.has_gpu", lambda target: True)
+    assert place.checked() == place
+    subject = replace(_subject(), place=place)
+    assert subject.example[0].shape == (100, 1, 28, 28)  # of 80 pictures
+    assert (subject.target.kind, subject.target.dtype) == ("cuda", "float16")
+    calls = []
+    monkeypatch.setattr(accuracy_subject, "build", lambda program, target, threads: (
+        calls.append((target.name, target.dtype, len(program.inputs[0])))
+        or SimpleNamespace(artifact=None)
+    ))  # fmt: skip
+    monkeypatch.setattr(accuracy_subject, "interleaved", lambda dense, pruned: pair(0.5))
+    assert subject.time(subject.program).ratio == 0.5
+    assert calls == [("nvidia-h200", "float16", 100)] * 2
+    assert subject.macs(subject.program) == _subject().macs(_subject().program)
+
+
+def test_pruning_is_asked_for_the_gpu_that_is_timed(monkeypatch):
+    given = {}
+
+    def prune_for(program, **options):
+        given.update(options, batch=len(program.inputs[0]))
+        return SimpleNamespace(program=program, kept={})
+
+    monkeypatch.setattr("hwprune.prune", prune_for, raising=False)
+    monkeypatch.setattr(Subject, "time", lambda self, program: pair(0.5))
+    ours(replace(_subject(), place=Place("nvidia-h200", "float16", 4)), 0.5)
+    asked = {key: given[key] for key in ("target", "dtype", "batch", "latency")}
+    assert asked == {"target": "nvidia-h200", "dtype": "float16", "batch": 4, "latency": 0.5}
+
+
+def test_rows_of_a_gpu_lie_apart(bench):
+    job = Job(_tiny(1, 3), WIDTH, 0, 2.0)
+    there = replace(bench, place=Place("nvidia-h200", "float16", 256))
+    assert there._place(job).name == bench._place(job).name + "-nvidia-h200-float16-b256"
+    assert there._home(job.network, 0) == bench._home(job.network, 0)  # one dense network

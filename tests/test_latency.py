@@ -13,14 +13,17 @@ import torch
 from torch import nn
 
 from hwprune import latency
-from hwprune.bench import Network, Pair
+from hwprune.bench import GpuHere, Network, Pair
 from hwprune.budget import LATENCY, Budget
+from hwprune.calibrate import Calibration
 from hwprune.capture import capture
 from hwprune.errors import BudgetError
-from hwprune.latency import OVER, search
+from hwprune.latency import CORRECTIONS, OVER, search, through
 from hwprune.prepare import Prepared, measure_kernels, open_table, prepare
+from hwprune.problem import Allocation
 from hwprune.progress import Silent
 from hwprune.score import score
+from hwprune.solver import Solver
 from hwprune.table import LatencyTable
 from hwprune.target import load_target
 
@@ -34,6 +37,9 @@ class Disturbed:
     table: LatencyTable
     ratios: list[float]
     boards: None = None
+    gpu: GpuHere | None = None
+    board: str = ""
+    warnings: tuple[str, ...] = ()
 
     def latency_us(self, network: Network) -> float:
         return DENSE_US
@@ -71,11 +77,11 @@ def outcome(prepared: Prepared, measured: Path, tmp_path: Path, monkeypatch: pyt
     cache = shutil.copytree(measured, tmp_path / "cache")
     monkeypatch.setenv("HWPRUNE_CACHE", str(cache))
 
-    def searched(*ratios: float) -> latency.Outcome:
+    def searched(*ratios: float, gpu: GpuHere | None = None) -> latency.Outcome:
         @contextmanager
         def bench(target, threads, boards) -> Iterator[Disturbed]:
             with open_table(target) as table:
-                yield Disturbed(table, list(ratios))
+                yield Disturbed(table, list(ratios), gpu=gpu)
 
         monkeypatch.setattr(latency, "open_bench", bench)
         budgets = {LATENCY: Budget(LATENCY, 0.6, relative=True)}
@@ -100,3 +106,35 @@ def test_a_narrowest_network_within_the_budget_is_kept_where_others_miss(outcome
 def test_a_budget_that_the_narrowest_network_misses_is_refused_with_its_latency(outcome) -> None:
     with pytest.raises(BudgetError, match=r"0\.06 ms asked, 0\.08 ms .* \(80\.0% .* measured\)"):
         outcome(0.9, 0.8)
+
+
+def test_on_a_gpu_a_plan_that_misses_is_priced_as_it_was_measured(
+    outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels may have a model's prices: there are more turns, and none is in vain."""
+    real, chosen, seen = Solver.aim, list[Allocation](), list[float]()
+
+    def aim(self: Solver, costs, calibration: Calibration, goal_us: float):
+        if not chosen:
+            chosen.append(real(self, costs, calibration, goal_us)[0])
+        total = sum(cost.at(chosen[0].widths()) for cost in costs)
+        seen.append(calibration.network_us(total) / DENSE_US)
+        return chosen[0], False
+
+    monkeypatch.setattr(Solver, "aim", aim)
+    ratios = (0.9, 0.7, 0.8, 0.65, 0.6)
+    found = outcome(*ratios, gpu=GpuHere("a GPU"))
+    assert found.timing.attempts == len(ratios) > CORRECTIONS
+    assert found.timing.pair.ratio == 0.6
+    assert seen[1:] == pytest.approx(ratios[:-1])
+
+
+def test_on_a_gpu_too_the_narrowest_network_decides(outcome) -> None:
+    with pytest.raises(BudgetError, match=r"\(80\.0% .* measured\)"):
+        outcome(0.9, 0.8, gpu=GpuHere("a GPU"))
+
+
+def test_a_calibration_through_a_network_gives_its_latency() -> None:
+    found = through(Calibration(10.0, 2.0, runs=2), 20.0, 100.0)
+    assert found.network_us(20.0) == pytest.approx(100.0)
+    assert found.network_us(10.0) == pytest.approx(60.0)  # overhead and factor by the same share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from hwprune.profiling import profile
 from hwprune.remote.address import read_boards
 from hwprune.report import facts
 from hwprune.target import Target, load_target
+from tests.fake_gpu import make_driver
 from tests.small_net import small_net
 from tests.test_measure import held
 from tests.test_predict_gpu import conv
@@ -34,10 +35,7 @@ MADE: dict[tuple[Workload, ...], tuple[str, bytes]] = {}  # the same kernels are
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
-    source = Path(__file__).with_name("fake_cuda.c")
-    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-w", source, "-o", made], check=True)
-    return made
+    return make_driver(tmp_path_factory.mktemp("cuda"), "libfake.so")
 
 
 @pytest.fixture
@@ -112,6 +110,43 @@ def test_a_kernel_that_breaks_costs_only_itself(
     assert done.measured == 3
     assert broken is not None
     assert "ILLEGAL_ADDRESS" in broken.failure
+
+
+def test_a_gpu_that_a_crash_takes_from_the_process_is_said_and_nothing_is_lost(
+    fake: Open, h200: Target, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA may want a new process after a crash: another run goes on behind the kernel."""
+    monkeypatch.setenv("FAKE_CUDA_CRASH", "k1_kernel")
+    monkeypatch.setenv("FAKE_CUDA_LOST", "1")
+    with open_gpu(h200, fake) as gpu:
+        with pytest.raises(TargetError, match=r"lost to this process.*run it again to go on"):
+            measure_gpu(gpu, kernels())
+        rows = [gpu.table.get(work, 1) for work in kernels()]
+    assert rows[0] is not None
+    assert not rows[0].failure
+    assert rows[1] is not None
+    assert "ILLEGAL_ADDRESS" in rows[1].failure
+    assert rows[2] is None
+    monkeypatch.delenv("FAKE_CUDA_LOST")
+    ctypes.CDLL(str(library)).cuDevicePrimaryCtxReset_v2(0)  # as a new process begins
+    monkeypatch.delenv("FAKE_CUDA_CRASH")
+    with open_gpu(h200, fake) as gpu:
+        again = measure_gpu(gpu, kernels())
+    assert (again.measured, again.reused) == (1, 2)
+
+
+def test_the_context_is_left_to_others_in_the_process(fake: Open, library: Path) -> None:
+    """TVM and PyTorch use the same one: it is released, not reset, and nothing stays in it."""
+    cuda = ctypes.CDLL(str(library))
+    used = ctypes.c_size_t.in_dll(cuda, "fake_used")
+    holders = ctypes.c_int.in_dll(cuda, "fake_retained")
+    with fake() as others:
+        others.allocate(1000, b"12")
+        with fake() as driver:
+            driver.allocate(500, b"12")
+            assert (used.value, holders.value) == (1500, 2)
+        assert (used.value, holders.value) == (1000, 1)
+    assert (used.value, holders.value) == (0, 0)
 
 
 def test_a_kernel_that_does_not_compile_costs_only_itself(

@@ -26,9 +26,13 @@ from hwprune.predict.gpu_divided import best_tile, gpu_divided_work
 from hwprune.predict.gpu_planned import gpu_planned_works
 from hwprune.predict.gpu_work import GPU_TERMS, GpuWork
 from hwprune.predict.model import LatencyModel, Sample, cross_validate
+from hwprune.predict.own import calibrate
 from hwprune.predict.work import DEPTHWISE, DIRECT, WINOGRAD
+from hwprune.provenance import provenance_of
 from hwprune.report import facts
 from hwprune.report.summary import heading
+from hwprune.table import Row
+from hwprune.tables import Document, Entry, Origin
 from hwprune.target import Target, load_target
 
 
@@ -254,3 +258,20 @@ def test_a_plan_stands_on_the_staircase() -> None:
         for width in range(widths[group.name] + 8, group.width + 1, 8):
             there = sum(cost.at(widths | {group.name: width}) for cost in estimate.costs)
             assert there > spent * 1.0001
+
+
+def test_rows_of_all_types_teach_the_model(h200: Target) -> None:
+    """Those of float16 have a toolchain of their own, and are a GPU's most."""
+    half = in_dtype(h200, "float16")
+    today = provenance_of(half)
+    origin = Origin("gpu-h200", today.toolchain, today.schedule)
+    works = [conv(c, out, size, 1) for c in (64, 128, 256) for out in (64, 96, 160, 256)
+             for size in (7, 14, 28, 56)]  # fmt: skip
+    truth = {work: 3.0 * predict(work, half, 1).median_us for work in works}
+    rows = [Row(work, 1, us, us, us, 9, date="2026") for work, us in truth.items()]
+    found = calibrate(Document.of(h200.name, [Entry(origin, row) for row in rows]), h200)
+    assert found.rows == len(works)
+    device = device_of(half, 1)
+    for work in (conv(96, 128, 14, 1), conv(192, 64, 28, 1)):
+        median_us = float(found.model.median_us(works_of(work, half, 1), device).sum())
+        assert median_us == pytest.approx(3.0 * predict(work, half, 1).median_us, rel=0.1)

@@ -209,5 +209,32 @@ def test_a_gpu_is_measured_anew_when_its_device_functions_change(
         provenance._sources.cache_clear()
 
 
+def test_a_gpu_keeps_its_rows_when_rules_of_other_devices_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A table that ships with a GPU would be of no use after any change to a CPU's kernels."""
+    gpu, cpu = load_target("nvidia-h200"), load_target("x86-64-v3")
+    read = Path.read_text
+
+    def schedules(folder: str) -> tuple[str, str]:
+        def changed(path: Path, *rest: Any, **named: Any) -> str:
+            return read(path, *rest, **named) + ("# changed" if path.parent.name == folder else "")
+
+        monkeypatch.setattr(Path, "read_text", changed)
+        for cached in (provenance._sources, provenance.schedule_version):
+            cached.cache_clear()
+        return provenance_of(gpu).schedule, provenance_of(cpu).schedule
+
+    try:
+        now, rules, shared = (schedules(folder) for folder in ("", "cpu", "lower"))
+        assert rules[0] == now[0]
+        assert rules[1] != now[1]
+        assert shared[0] != now[0]
+    finally:
+        monkeypatch.undo()
+        for cached in (provenance._sources, provenance.schedule_version):
+            cached.cache_clear()
+
+
 def test_kernels_are_described_in_words() -> None:
     assert describe(kernel(16)) == "elementwise+relu 1x16x8x8 -> 1x16x8x8"

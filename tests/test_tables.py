@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprune.cli import main
+from hwprune.dtype import in_dtype
 from hwprune.errors import TableError
 from hwprune.lower.spec import PACKED, TensorSpec, Workload
 from hwprune.predict.fill import open_predicted, predict_rows
@@ -140,6 +141,21 @@ def test_the_store_takes_a_file_and_gives_it_back() -> None:
         done = predict_rows([conv(16), conv(64)], target, 2, table)
         assert (done.measured, done.predicted) == (1, 1)
     assert len(export("cortex-a72", models=True).entries) > len(export("cortex-a72").entries)
+
+
+def test_rows_of_all_types_are_exported() -> None:
+    """A GPU's rows of float16 have a toolchain of their own, and are today's as well."""
+    target = load_target("nvidia-h200")
+    origins = []
+    for dtype in ("float32", "float16"):
+        known = provenance_of(in_dtype(target, dtype))
+        origins.append(Origin("gpu-h200", known.toolchain, known.schedule))
+    assert origins[0] != origins[1]
+    old = replace(origins[0], schedule="of last year")
+    given = [document(row(16), origin=o) for o in (*origins, old)]
+    bring_in(merge([replace(d, target=target.name) for d in given]))
+    assert set(export(target.name).origins) == set(origins)
+    assert len(export(target.name, every=True).origins) == 3
 
 
 def test_a_table_that_ships_with_a_target_is_used(

@@ -150,11 +150,13 @@ def compile_module(module: Any, kernels: Mapping[str, Any], target: Any) -> Any:
     tvm = load_tvm()
     transform = tvm.relax.transform
     cuda = str(target.kind.name) == "cuda"
-    graph = [transform.RewriteCUDAGraph()] if cuda else []
+    graph: list[Any] = []
     if cuda:
+        from hwprune.lower.cuda.graph import cuda_graphs
         from hwprune.lower.cuda.source import install_header
 
         install_header()
+        graph = cuda_graphs()
     passes = [
         transform.RemovePurityChecking(),
         *graph,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from hwprune.dtype import in_all_types
 from hwprune.errors import TableError
 from hwprune.predict.calibration import OURS, Calibrated
 from hwprune.predict.device import described, device_of, works_of
 from hwprune.predict.model import LatencyModel, Sample
 from hwprune.predict.work import OTHER
 from hwprune.provenance import provenance_of
+from hwprune.table import Row
 from hwprune.tables import Document
 from hwprune.target import Target
 
@@ -23,12 +25,15 @@ FEWEST = 40  # measured kernels that a calibration is made of
 def calibrate(document: Document, target: Target) -> Calibrated:
     """The model of a target from its measured rows, of the thread count that most of them have.
 
-    Rows of today's toolchain and schedules count; the layer of a validation is a kernel whatever
-    its epilogue. Raises TableError where there are fewer than `FEWEST`.
+    Rows of today's toolchain and schedules count, of a GPU in all its types; the layer of a
+    validation is a kernel whatever its epilogue. Raises TableError where there are fewer than
+    `FEWEST`.
     """
-    today = provenance_of(target)
-    rows = document.rows(today.toolchain, today.schedule).values()
-    measured = [row for row in rows if row.source != "model"]
+    types = in_all_types(target) if target.gpu is not None else (target,)
+    rows: dict[tuple[str, int], Row] = {}
+    for today in map(provenance_of, types):
+        rows |= document.rows(today.toolchain, today.schedule)
+    measured = [row for row in rows.values() if row.source != "model"]
     threads = Counter(row.threads for row in measured).most_common(1)
     used = [row for row in measured if row.threads == threads[0][0]]
     samples = []
@@ -40,7 +45,7 @@ def calibrate(document: Document, target: Target) -> Calibrated:
         raise TableError(
             f"has {len(samples)} measured kernels of today's schedules that a model learns from",
             where=document.target,
-            hint=f"at least {FEWEST}: run hwprune profile with --rpc",
+            hint=f"at least {FEWEST}: run hwprune profile on the device",
         )
     device = device_of(target, used[0].threads)
     model = LatencyModel.fit(samples, device, described(device))

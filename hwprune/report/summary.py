@@ -78,6 +78,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if "latency_model" in report:
         yield "latency, predicted by a model", _interval(report)
+    if "board" in report:
+        yield "measured on", "; ".join([report["board"], *report["warnings"]])
     yield from _origin(report)
     certificate = report["certificate"]
     verdict = "passed" if certificate["passed"] else "FAILED"
@@ -125,7 +127,7 @@ def _compiled(report: Report) -> str:
     error, ran_on = report["max_rel_error_compiled"], report.get("ran_on")
     dtype = report.get("dtype", "float32")
     if error is None and "batch" in report:
-        return "not run: this machine's GPU is none of its kind, or there is none"
+        return f"not run: {report.get('not_run', 'there is no GPU of this kind')}"
     if error is None:
         return "not run: it is another machine's, and no emulator is installed (qemu-user-static)"
     computed = "" if dtype == "float32" else f", computed in {dtype}"

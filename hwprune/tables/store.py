@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hwprune.dtype import in_all_types
 from hwprune.errors import TableError
 from hwprune.provenance import Provenance, cache_directory, provenance_of
 from hwprune.table import LatencyTable
@@ -27,17 +28,16 @@ def store_directory() -> Path:
 def export(target: str, *, every: bool = False, models: bool = False) -> Document:
     """What the store has of a target: of today's toolchain and schedules, or of `every`.
 
+    Rows of all types that it computes in: those of float16 have a toolchain of their own.
+
     `models`: rows that were predicted too. Raises TableError where there is none.
     """
-    today = provenance_of(load_target(target))
+    today = _today(load_target(target))
     entries = [
         entry
         for entry in _stored(target)
         if (models or entry.row.source != "model")
-        and (
-            every
-            or (entry.origin.toolchain, entry.origin.schedule) == (today.toolchain, today.schedule)
-        )
+        and (every or (entry.origin.toolchain, entry.origin.schedule) in today)
     ]
     if not entries:
         raise TableError(
@@ -46,6 +46,12 @@ def export(target: str, *, every: bool = False, models: bool = False) -> Documen
             hint="run hwprune profile, or pass --every or --models",
         )
     return Document.of(target, entries)
+
+
+def _today(target: Target) -> set[tuple[str, str]]:
+    """(toolchain, schedule version) of today in every type that a target computes in."""
+    known = map(provenance_of, in_all_types(target))
+    return {(found.toolchain, found.schedule) for found in known}
 
 
 def bring_in(document: Document) -> tuple[int, int]:

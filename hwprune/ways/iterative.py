@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hwprune.account import Facts, account
 from hwprune.account_latency import add_estimate, add_latency
-from hwprune.bench import interleaved
+from hwprune.bench import interleaved, is_timed
 from hwprune.budget import LATENCY, MACS, PARAMS
 from hwprune.build import build
 from hwprune.errors import HwpruneError
@@ -28,7 +28,6 @@ from hwprune.forms import AUTO, BOTH, HEADS, Forms
 from hwprune.given import Model, as_program
 from hwprune.importance import Importance
 from hwprune.latency import Outcome
-from hwprune.obtain import is_predicted
 from hwprune.pipeline import prune
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
@@ -273,7 +272,7 @@ class _Steps:
         """Of the original and the last network: timed alternately, or predicted where not here."""
         target, threads = self.request.target, self.request.threads
         programs = self.prepared.program, self.program
-        if is_predicted(target):
+        if not is_timed(target, None):
             add_estimate(report, estimate_pair(*programs, target, threads))
             return
         with self.clock.stage("measure"):
