@@ -123,7 +123,7 @@ def test_artifact_holds_machine_code_and_captures_a_graph(tmp_path: Path) -> Non
     text = made.lowered.executable.as_text()
     assert "cuda_graph.run_or_capture" in text
     if not made.artifact.loaded:  # no GPU here
-        with pytest.raises(ArtifactError, match="no NVIDIA GPU"):
+        with pytest.raises(ArtifactError, match=r"no NVIDIA (GPU|driver)"):
             load(tmp_path / "art")
 
 
