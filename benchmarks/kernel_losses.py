@@ -110,19 +110,12 @@ def _hwprune(model: str, threads: int) -> tuple[list[Row], Callable[[], list[Tim
 def _onnxruntime(directory: Path, threads: int) -> Callable[[], list[Times]]:
     """Every call is a session of its own: a profile is written when it ends."""
     import onnx
-    import onnxruntime
 
     graph = onnx.load(str(directory / "model.onnx")).graph
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.enable_profiling = True
-    options.profile_file_prefix = str(directory / "profile")
     image = np.load(directory / systems.INPUT)
 
     def run() -> list[Times]:
-        session = onnxruntime.InferenceSession(
-            str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        session = systems.onnxruntime_session(threads, directory, str(directory / "profile"))
         for _ in range(3):
             session.run(None, {session.get_inputs()[0].name: image})
         return runs_of(json.loads(Path(session.end_profiling()).read_text()), graph)[1:]
@@ -180,21 +173,10 @@ def _sources(node: Any, made_by: Mapping[str, Any]) -> set[str]:
 
 def _openvino(directory: Path, threads: int) -> Callable[[], list[Times]]:
     import onnx
-    import openvino
 
     graph = onnx.load(str(directory / "model.onnx")).graph
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "PERF_COUNT": True,
-    }
-    compiled = openvino.Core().compile_model(str(directory / "model.onnx"), "CPU", options)
-    request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(np.load(directory / systems.INPUT)))
+    request = systems.openvino_request(threads, directory, PERF_COUNT=True)
 
     def run() -> list[Times]:
         request.infer()

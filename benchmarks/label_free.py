@@ -6,6 +6,7 @@ has are not measured again, and what failed says why.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from benchmarks.accuracy_subject import Subject, parameters
 from hwprune.errors import HwpruneError
 
 KEY = ("system", "budget")
+HEADS = ("system", "asked", "latency", "ms", "MACs")
 Row = dict[str, Any]
+Cells = Callable[[Row], list[str]]
 
 
 def plan_rows(systems: Sequence[str], budgets: Sequence[float]) -> list[Row]:
@@ -59,8 +62,24 @@ def fill(out: Path | None, planned: Sequence[Row], make: Callable[[str, float], 
     return rows
 
 
-def cells(row: Row) -> list[str]:
-    """System, budget, latency and multiply-accumulates of a row, for a table."""
+def show(title: str, heads: Sequence[str], rows: Sequence[Row], cells: Cells, by: str) -> None:
+    """Print the rows by budget, the largest `by` first; what failed last, and why."""
+    measured = [row for row in rows if "reason" not in row]
+    common.table(
+        title,
+        (*HEADS, *heads),
+        [
+            [*_cells(row), *cells(row)]
+            for row in sorted(measured, key=lambda r: (-r["budget"], -r[by]))
+        ],
+    )
+    for row in rows:
+        if "reason" in row:
+            line = f"{row['system']} at {row['budget']:.0%}: {row['reason']}"
+            common.console.print(line, style="yellow", markup=False)
+
+
+def _cells(row: Row) -> list[str]:
     return [
         row["system"],
         f"{100 * row['budget']:.0f} %",
@@ -70,12 +89,27 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-HEADS = ("system", "asked", "latency", "ms", "MACs")  # of `cells`
+def run(
+    doc: str | None,
+    systems: Sequence[str],
+    budgets: Sequence[float],
+    quick: Row,
+    start: Callable[[bool], Callable[[str, float], Row]],
+) -> list[Row]:
+    """The command line of a benchmark, and its rows; `quick` is the one that --quick makes.
 
-
-def show_failures(rows: Sequence[Row]) -> None:
-    """What failed, and why."""
-    for row in rows:
-        if "reason" in row:
-            line = f"{row['system']} at {row['budget']:.0%}: {row['reason']}"
-            common.console.print(line, style="yellow", markup=False)
+    `start(quick)` gives what makes a row; what it lacks ends the program with a message.
+    """
+    parser = common.parser(doc, "few inputs, one system, one budget: checks that it runs")
+    parser.add_argument("--system", action="append", choices=[*systems], help="repeatable")
+    parser.add_argument("--budget", action="append", type=float, help="share of the dense latency")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
+    if options.quick:
+        systems, budgets = [quick["system"]], [quick["budget"]]
+    try:
+        make = start(options.quick)
+    except (HwpruneError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+    planned = plan_rows(options.system or systems, options.budget or budgets)
+    return fill(options.out, planned, make)

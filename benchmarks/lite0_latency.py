@@ -10,13 +10,12 @@ right. Rows that FILE has already are not measured again.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 
-from benchmarks import common, label_free
+from benchmarks import label_free
 from benchmarks.accuracy_fit import Timed
 from benchmarks.accuracy_networks import Network
 from benchmarks.accuracy_peers import ISOMORPHIC_NORM, NORM, torch_pruning
@@ -27,7 +26,6 @@ from benchmarks.lite0_accuracy import Amount
 from benchmarks.lite0_accuracy import Bench as Judge
 from examples import models, photos
 from examples.fashion_mnist import Split
-from hwprune.errors import HwpruneError
 from hwprune.recover import TrainConfig
 
 UNIFORM = "uniform"
@@ -74,40 +72,26 @@ class Bench:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the rows by budget, the most alike first; what failed last, and why."""
-    measured = [row for row in rows if "reason" not in row]
-    common.table(
+    label_free.show(
         "EfficientNet-Lite0, label-free: agreement with the dense network on held-out photos",
-        (*label_free.HEADS, "top-1 agreement, pruned", "recovered", "cosine", "labelled right"),
-        [
-            [
-                *label_free.cells(row),
-                f"{100 * row['pruned_top1_agreement']:.1f} %",
-                f"{100 * row['top1_agreement']:.1f} %",
-                f"{row['cosine']:.3f}",
-                f"{row['top1_labelled']} / {row['labelled']}",
-            ]
-            for row in sorted(measured, key=lambda r: (-r["budget"], -r["top1_agreement"]))
+        ("top-1 agreement, pruned", "recovered", "cosine", "labelled right"),
+        rows,
+        lambda row: [
+            f"{100 * row['pruned_top1_agreement']:.1f} %",
+            f"{100 * row['top1_agreement']:.1f} %",
+            f"{row['cosine']:.3f}",
+            f"{row['top1_labelled']} / {row['labelled']}",
         ],
+        by="top1_agreement",
     )
-    label_free.show_failures(rows)
 
 
 def main() -> None:
-    parser = common.parser(__doc__, "few photos, one system, one budget: checks that it runs")
-    parser.add_argument("--system", action="append", choices=[*SYSTEMS], help="repeatable")
-    parser.add_argument("--budget", action="append", type=float, help="share of the dense latency")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-    systems, budgets = options.system, options.budget
-    if options.quick:
-        systems, budgets = systems or [UNIFORM], budgets or [0.8]
-    try:
-        bench = Bench(16, 16) if options.quick else Bench(GIVEN, Amount.judge)
-    except (HwpruneError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
-    planned = label_free.plan_rows(systems or [*SYSTEMS], budgets or BUDGETS)
-    rows = label_free.fill(options.out, planned, bench.row)
-    show(rows)
+    def start(quick: bool) -> Callable[[str, float], Row]:
+        return (Bench(16, 16) if quick else Bench(GIVEN, Amount.judge)).row
+
+    quick = {"system": UNIFORM, "budget": 0.8}
+    show(label_free.run(__doc__, [*SYSTEMS], BUDGETS, quick, start))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ their nearest neighbour among them. Rows that FILE has already are not measured 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 import hwprune
-from benchmarks import common, label_free
+from benchmarks import label_free
 from benchmarks.accuracy_fit import Candidate, Timed
 from benchmarks.accuracy_networks import Network
 from benchmarks.accuracy_subject import Subject
@@ -122,39 +121,25 @@ def neighbours_kept(before: Tensor, after: Tensor) -> float:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the rows by budget, the most alike first; what failed last, and why."""
-    measured = [row for row in rows if "reason" not in row]
-    common.table(
+    label_free.show(
         "MiniLM-L6, label-free: embeddings of held-out sentences against the original's",
-        (*label_free.HEADS, "cosine, pruned", "recovered", "neighbour"),
-        [
-            [
-                *label_free.cells(row),
-                f"{row['cosine_pruned']:.3f}",
-                f"{row['cosine']:.3f}",
-                f"{100 * row['neighbour_kept']:.0f} %",
-            ]
-            for row in sorted(measured, key=lambda r: (-r["budget"], -r["cosine"]))
+        ("cosine, pruned", "recovered", "neighbour"),
+        rows,
+        lambda row: [
+            f"{row['cosine_pruned']:.3f}",
+            f"{row['cosine']:.3f}",
+            f"{100 * row['neighbour_kept']:.0f} %",
         ],
+        by="cosine",
     )
-    label_free.show_failures(rows)
 
 
 def main() -> None:
-    parser = common.parser(__doc__, "few sentences, one system, one budget: checks that it runs")
-    parser.add_argument("--system", action="append", choices=[*SYSTEMS], help="repeatable")
-    parser.add_argument("--budget", action="append", type=float, help="share of the dense latency")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-    systems, budgets = options.system, options.budget
-    if options.quick:
-        systems, budgets = systems or [HEADS], budgets or [BUDGETS[0]]
-    try:
-        bench = Bench(Amount(64, 64) if options.quick else Amount())
-    except FileNotFoundError as error:
-        raise SystemExit(f"error: {error}") from error
-    planned = label_free.plan_rows(systems or [*SYSTEMS], budgets or BUDGETS)
-    rows = label_free.fill(options.out, planned, bench.row)
-    show(rows)
+    def start(quick: bool) -> Callable[[str, float], Row]:
+        return Bench(Amount(64, 64) if quick else Amount()).row
+
+    quick = {"system": HEADS, "budget": BUDGETS[0]}
+    show(label_free.run(__doc__, [*SYSTEMS], BUDGETS, quick, start))
 
 
 if __name__ == "__main__":

@@ -94,22 +94,29 @@ def prepare_onnx(model: str, threads: int, directory: str) -> dict[str, Any]:
     return {"prepare_s": round(time.perf_counter() - started, 2)}
 
 
-def load_onnxruntime(model: str, threads: int, directory: str) -> Runner:
+def onnxruntime_session(threads: int, directory: str | Path, profile: str = "") -> Any:
+    """The exported network in ONNX Runtime; `profile` begins the names of files of profiles."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = onnxruntime.InferenceSession(
-        str(Path(directory) / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    file = str(Path(directory) / "model.onnx")
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def load_onnxruntime(model: str, threads: int, directory: str) -> Runner:
+    session = onnxruntime_session(threads, directory)
     feed = {session.get_inputs()[0].name: np.load(Path(directory) / INPUT)}
     return _checked(lambda: session.run(None, feed), directory, lambda y: y[0])
 
 
-def load_openvino(model: str, threads: int, directory: str) -> Runner:
-    """In float32, for latency, on exactly `threads` threads."""
+def openvino_request(threads: int, directory: str | Path, **more: object) -> Any:
+    """The exported network in OpenVINO with its input: float32, for latency, on so many threads."""
     import openvino
 
     options = {
@@ -118,11 +125,16 @@ def load_openvino(model: str, threads: int, directory: str) -> Runner:
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
+        **more,
     }
-    core = openvino.Core()
-    compiled = core.compile_model(str(Path(directory) / "model.onnx"), "CPU", options)
-    request = compiled.create_infer_request()
+    file = str(Path(directory) / "model.onnx")
+    request = openvino.Core().compile_model(file, "CPU", options).create_infer_request()
     request.set_input_tensor(openvino.Tensor(np.load(Path(directory) / INPUT)))
+    return request
+
+
+def load_openvino(model: str, threads: int, directory: str) -> Runner:
+    request = openvino_request(threads, directory)
 
     def run() -> Any:
         request.infer()
