@@ -13,8 +13,8 @@ import numpy as np
 
 from hwprune.bench import Pair
 from hwprune.errors import BudgetError
-from hwprune.latency import OVER, UNDER
 from hwprune.program import Program
+from hwprune.turns import OVER, UNDER
 
 STEPS = 8
 Kept = Mapping[str, Mapping[int, np.ndarray]]

@@ -20,7 +20,7 @@ from benchmarks.accuracy_subject import Subject, with_gradients
 from examples.fashion_networks import Attention
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError
-from hwprune.latency import UNDER
+from hwprune.turns import UNDER
 
 NORM, TAYLOR, ISOMORPHIC = "torch-pruning-norm", "torch-pruning-taylor", "torch-pruning-isomorphic"
 ISOMORPHIC_NORM = "torch-pruning-isomorphic-norm"

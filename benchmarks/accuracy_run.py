@@ -1,11 +1,13 @@
 """One row of the accuracy benchmark: train, prune, time, recover, fine-tune; all of it cached.
 
-In: a `Job`. Out: a row. Everything lies under one folder: the dense checkpoint, and for every
-system and speed-up the pruned network, what was measured of it and its fine-tuning.
+In: a `Job`. Out: a row. Everything lies under one folder: the dense checkpoint, for every system
+and speed-up the pruned network and what was measured of it, and the fine-tuning of every network:
+systems that arrive at the same one share it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +32,8 @@ from hwprune.errors import BudgetError, HwpruneError
 from hwprune.recover.config import FLOAT32
 
 MILESTONES = (1, 3, 10)  # epochs of fine-tuning after which a row has an accuracy
-FACTS, PRUNED, RECOVERED, TUNED, SCRATCH, TEACHER = (
-    "facts.json", "pruned.pt2", "recovered.pt2", "tuned.pt", "scratch.pt", "teacher",
+FACTS, PRUNED, RECOVERED, SCRATCH, TEACHER = (
+    "facts.json", "pruned.pt2", "recovered.pt2", "scratch.pt", "teacher",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -118,8 +120,9 @@ class Bench:
             scratch = {"acc_scratch": found[-1]}
         config = replace(network.tune, seed=job.seed + 1, precision=self.precision)
         teacher = Remembered(subject.dense, self._home(network, job.seed) / TEACHER)
+        checkpoint = self._home(network, job.seed) / f"tuned-{digest(module)}-e{config.epochs}.pt"
         by_epoch = train(
-            module, self._data, config, home / TUNED, job.title,
+            module, self._data, config, checkpoint, job.title,
             device=self.device, teacher=teacher,
         )  # fmt: skip
         reached = {f"acc_{n}": dict(enumerate(by_epoch, 1)).get(n) for n in MILESTONES}
@@ -171,6 +174,15 @@ class Bench:
         name = f"{job.system}-x{job.speedup:g}-c{self.calibrate}-e{job.network.tune.epochs}"
         name += self.place.suffix
         return self._home(job.network, job.seed) / name
+
+
+def digest(module: nn.Module) -> str:
+    """Names networks of the same tensors alike, others differently."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def check_device(device: str) -> str:

@@ -19,11 +19,11 @@ from benchmarks.baselines import METHODS, widest
 from hwprune.budget import LATENCY
 from hwprune.capture import capture, fingerprint
 from hwprune.errors import BudgetError
+from hwprune.given import recover_part
 from hwprune.plan import Plan
 from hwprune.problem import Problem
 from hwprune.program import Program
 from hwprune.recover import reconstruct
-from hwprune.repair import recover_part
 from hwprune.rewrite import kept_indices, rewrite
 
 OURS, RANDOM, HALP, NETADAPT, WIDTH = "hwprune", "hwprune-random", "halp", "netadapt", "width"

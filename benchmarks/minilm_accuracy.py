@@ -26,9 +26,9 @@ from benchmarks.accuracy_systems import allocated, recovered
 from benchmarks.label_free import Row
 from examples import sentences
 from examples.fashion_mnist import Split
+from hwprune.given import recover_part
 from hwprune.program import Program
 from hwprune.recover import TrainConfig, fidelity
-from hwprune.repair import recover_part
 
 HEADS, HEAD_DIM, BOTH, UNIFORM = "hwprune", "hwprune-head-dim", "hwprune-both", "uniform"
 BUDGETS = (0.75, 0.5)

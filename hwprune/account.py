@@ -21,6 +21,7 @@ from hwprune.compare import few_inputs
 from hwprune.cost import Cost
 from hwprune.errors import BudgetError
 from hwprune.estimate import Estimate
+from hwprune.given import HELD_OUT
 from hwprune.latency import Outcome, Timing
 from hwprune.prepare import Prepared
 from hwprune.recover import fidelity
@@ -28,7 +29,6 @@ from hwprune.solver import network_costs
 from hwprune.target import BFLOAT16, FLOAT16, Target
 from hwprune.verify import Certificate
 
-HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
@@ -128,7 +128,7 @@ def _curve(facts: Facts, timing: Timing | Estimate) -> list[dict[str, float]]:
     """Importance kept against predicted latency at other budgets."""
     prepared = facts.prepared
     costs: dict[str, Sequence[Cost]] = {
-        LATENCY: network_costs(timing.costs, timing.calibration),
+        LATENCY: network_costs(timing.broad, timing.calibration),
         MACS: prepared.macs,
         PARAMS: prepared.params,
     }

@@ -45,6 +45,7 @@ from hwprune.options import (
     Seed,
     Sram,
     Std,
+    Steps,
     TargetOption,
     Threads,
     Threshold,
@@ -94,6 +95,7 @@ def compile_command(
     grouped: Grouped = "auto",
     group_norm: GroupNorm = "auto",
     branches: Branches = False,
+    steps: Steps = None,
     rpc: Rpc = None,
     tracker: Tracker = None,
     key: Key = None,
@@ -131,7 +133,7 @@ def compile_command(
         return
     pruning = {
         "importance": importance, "aggregate": aggregate, "normalize": normalize,
-        **units(attention, grouped, group_norm, branches),
+        **units(attention, grouped, group_norm, branches), "steps": steps,
     }  # fmt: skip
     kind = kind_of(target)
     if kind == "mcu":
@@ -190,6 +192,7 @@ def prune_command(
     grouped: Grouped = "auto",
     group_norm: GroupNorm = "auto",
     branches: Branches = False,
+    steps: Steps = None,
     seed: Seed = 0,
     arg: Args = None,
     as_json: AsJson = False,
@@ -211,7 +214,7 @@ def prune_command(
         result = prune(
             given, inputs, progress=progress, importance=importance, aggregate=aggregate,
             normalize=normalize, seed=seed, calibrate=images, name=model_name(model), **asked,
-            **units(attention, grouped, group_norm, branches),
+            **units(attention, grouped, group_norm, branches), steps=steps,
         )  # fmt: skip
     save_pruned(result, out)
     show_report(result.report, as_json)

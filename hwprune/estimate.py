@@ -73,6 +73,7 @@ class Estimate:
     calibration: Calibration = field(default_factory=Calibration)
     kernels: Measured | None = None
     attempts: int = 0
+    broad: tuple[Cost, ...] = ()  # over all candidate widths; `costs` may be of those near the plan
 
     @property
     def ratio(self) -> float:

@@ -5,14 +5,14 @@ In: a `Prepared` network, its budget, and how a plan is solved for. Out: what wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from hwprune.budget import Budget
-from hwprune.calibrate import Calibration, fit
+from hwprune.calibrate import fit
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate, describe_model, estimate_network
+from hwprune.gradual import Gradual, approach, least_share
 from hwprune.obtain import open_table
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
@@ -21,10 +21,8 @@ from hwprune.problem import Allocation
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.rewrite import rewrite
-
-TURNS = 3
-NEAR = 0.95  # of the budget that is used at least, unless there is nothing to add
-Solve = Callable[[tuple[Cost, ...], Calibration, float], Allocation]
+from hwprune.solver import Solver
+from hwprune.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -35,46 +33,59 @@ class Found:
     plan: Plan
     program: Program
     estimate: Estimate
+    steps: int = 1  # that units were scored in
 
 
 def meet_by_prediction(
-    prepared: Prepared,
-    budget: Budget,
-    progress: Progress,
-    solve: Solve,
-    complete: Callable[[Allocation], bool],
+    solver: Solver, budget: Budget, progress: Progress, gradual: Gradual | None = None
 ) -> Found:
     """Solve until the latency at the plan's exact sizes, not only interpolated, fits the budget.
 
-    `complete` says that a plan has all there is to keep. Raises BudgetError where no plan fits.
+    `gradual` scores the units again on the way. Raises BudgetError where no plan fits.
     """
+    prepared = solver.prepared
     target, threads = prepared.target, prepared.threads
     with open_table(target) as table:
         with progress.stage("check the budget") as advance:
             first = check_latency(prepared, table, budget, advance)
         with progress.stage("predict kernels") as advance:
             kernels = first.then(measure_kernels(prepared, table, advance))
-        costs = latency_costs(
-            prepared.sites, prepared.candidates, table, threads, stepped=prepared.stepped
-        )
-        dense = estimate_network(prepared.program, target, threads, table, costs, prepared.full)
+
+        def priced(near: Prepared) -> tuple[Cost, ...]:
+            if near is not prepared:
+                measure_kernels(near, table, lambda done, total: None)
+            return latency_costs(near.sites, near.candidates, table, threads, stepped=near.stepped)
+
+        broad = priced(prepared)
+        dense = estimate_network(prepared.program, target, threads, table, broad, prepared.full)
         goal_us = budget.absolute(dense.median_us)
-        runs = [(sum(cost.at(prepared.full) for cost in costs), dense.median_us)]
+        total_dense = sum(cost.at(prepared.full) for cost in broad)
+        scale = fit([(total_dense, dense.median_us)])
+
+        def solve(easy: Solver, share: float) -> Allocation:
+            return easy.aim(priced(easy.prepared), scale, share * dense.median_us)[0]
+
+        share = least_share(solver, goal_us / dense.median_us)
+        solver, steps = approach(gradual, solver, share, solve, progress)
+        costs = priced(solver.prepared)
+        total_dense = sum(cost.at(prepared.full) for cost in costs)
+        turns = Turns(goal_us, scale, [(total_dense, dense.median_us)], over=1.0)
         best: Found | None = None
-        for turn in range(1, TURNS + 1):
-            calibration = fit(runs)
-            with progress.stage(f"search, turn {turn}"):
-                chosen = solve(costs, calibration, goal_us)
+        again = True
+        while again:
+            calibration = turns.calibration
+            with progress.stage(f"search, turn {turns.done + 1}"):
+                chosen = solver.solve(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
                 widths = chosen.widths()
                 pruned = estimate_network(program, target, threads, table, costs, widths)
+            total = sum(cost.at(widths) for cost in costs)
+            again = turns.learn(total, pruned.median_us, full=solver.complete(chosen))
             described = describe_model(target, threads)
-            estimate = Estimate(dense, pruned, described, costs, calibration, kernels, turn)
-            best = _better(best, Found(chosen, plan, program, estimate), goal_us)
-            runs.append((sum(cost.at(widths) for cost in costs), pruned.median_us))
-            share = pruned.median_us / goal_us
-            if NEAR <= share <= 1.0 or (share < NEAR and complete(chosen)):
-                break
+            estimate = Estimate(
+                dense, pruned, described, costs, calibration, kernels, turns.done, broad
+            )
+            best = _better(best, Found(chosen, plan, program, estimate, steps), goal_us)
     assert best is not None
     return best
 

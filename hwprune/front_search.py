@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hwprune.account import HELD_OUT
 from hwprune.atomic import check_writable, replace_directory, write_text
 from hwprune.budget import LATENCY, MACS, PARAMS, parse_budget
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.front import DENSE, FORMAT, PROGRAM, Front, Point, pareto
 from hwprune.front_times import Latency, source_of, times_of
-from hwprune.given import Model, as_images, as_program
+from hwprune.given import HELD_OUT, Model, as_images, as_program
 from hwprune.importance import Importance
 from hwprune.pipeline import prune
 from hwprune.prepare import prepare

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hwprune.capture import Program, capture
 from hwprune.errors import HwpruneError
 
+HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
 Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
 
 
@@ -58,3 +59,8 @@ def as_images(calibrate: Tensor | Sequence[Tensor] | None, program: Program) -> 
     if images.is_floating_point() and not bool(images.isfinite().all()):
         raise HwpruneError("calibration inputs hold values that are not finite", where="calibrate")
     return images
+
+
+def recover_part(images: Tensor) -> Tensor:
+    """The images that recovery may see."""
+    return images[[i for i in range(len(images)) if i % HELD_OUT or len(images) < HELD_OUT]]

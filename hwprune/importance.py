@@ -15,10 +15,10 @@ from torch import Tensor
 from hwprune.coupling import Coupling
 from hwprune.curves import weigh
 from hwprune.errors import HwpruneError
+from hwprune.given import recover_part
 from hwprune.program import Program
 from hwprune.progress import Advance
 from hwprune.recover.sweep import as_batches
-from hwprune.repair import recover_part
 from hwprune.score import CRITERIA, NORMALISATIONS, Batch, Loss, Scores, check_importance
 from hwprune.score.batches import as_tuple, read_batches
 from hwprune.score.scoring import Energies, compare, find_energies

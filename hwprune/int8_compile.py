@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwprune.account import HELD_OUT, add_latency
+from hwprune.account import add_latency
 from hwprune.atomic import check_writable
 from hwprune.bench import Pair, in_turn, ratios
 from hwprune.budget import LATENCY, MACS, PARAMS, Budget, parse_budget
@@ -28,7 +28,8 @@ from hwprune.deploy import Artifact
 from hwprune.dtype import INT8, check_int8
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.forms import Forms
-from hwprune.given import Model, as_images, as_program
+from hwprune.given import HELD_OUT, Model, as_images, as_program
+from hwprune.gradual import check_steps
 from hwprune.importance import Importance
 from hwprune.int8_build import CHECKED, Int8Build, build_int8, check_single_input
 from hwprune.int8_search import Asked, Found, meet_latency
@@ -172,7 +173,8 @@ class _Flow:
         threshold = check_threshold(options.get("threshold"))
         asked = Asked(
             self.program, target, threads, budgets, self.given, self.images, forms, importance,
-            threshold, self.config,
+            threshold, self.config, check_steps(options.get("steps"), self.images is not None),
+            seed,
         )  # fmt: skip
         return meet_latency(asked, self.clock)
 

@@ -15,21 +15,22 @@ from torch import Tensor
 
 from hwprune.bench import in_turn, ratios
 from hwprune.budget import LATENCY, Budget
-from hwprune.calibrate import Calibration, fit
+from hwprune.calibrate import Calibration
 from hwprune.capture import Program
 from hwprune.cost import Cost
 from hwprune.errors import HwpruneError
 from hwprune.estimate_search import carry_out
 from hwprune.forms import Forms
+from hwprune.gradual import Gradual, approach, least_share
 from hwprune.importance import Importance
 from hwprune.int8_build import Int8Build, build_int8
 from hwprune.int8_price import measure_int8
-from hwprune.latency import CORRECTIONS, OVER, UNDER
 from hwprune.mcu_price.sites import sized
 from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.price import latency_costs, required
+from hwprune.problem import Allocation
 from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
 from hwprune.quantize.config import QuantConfig
@@ -39,6 +40,7 @@ from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.threshold import Weak, discount, weak_units
+from hwprune.turns import OVER, Turns
 
 ROUNDS = 11
 
@@ -57,6 +59,8 @@ class Asked:
     importance: Importance = field(default_factory=Importance)
     threshold: float | None = None
     config: QuantConfig | None = None
+    steps: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,18 @@ class _Search:
         with clock.stage("dense network in int8"):
             dense = self._build(asked.program)
         self.prepared = replace(self.prepared, sites=sized(dense.quantized, coupling).kernels)
-        costs, kernels = self._priced()
+        broad, kernels = self._priced()
         with clock.stage("score") as advance:
             scorer = asked.importance.read(asked.program).on(asked.images)
             scores, energies = scorer.scored(asked.program, coupling, advance)
+            gradual = Gradual(scorer, asked.steps, asked.seed)
         weak: Weak = {}
         if asked.threshold is not None:
             weak = weak_units(energies.groups, coupling, asked.threshold)
         budgets = {r: b for r, b in asked.budgets.items() if r != LATENCY}
         fixed = {r: b.absolute(self.prepared.dense(r)) for r, b in budgets.items()}
         solver = Solver(self.prepared, discount(scores, weak), fixed, weak)
-        return self._turns(dense, costs, kernels, solver)
+        return self._turns(dense, broad, kernels, solver, gradual)
 
     def _coupled(self) -> Prepared:
         """The network's groups and candidate widths. Raises HwpruneError where there are none."""
@@ -131,43 +136,67 @@ class _Search:
             costs = latency_costs(prepared.sites, prepared.candidates, table, asked.threads)
         return costs, first.then(found)
 
+    def _near(self, near: Prepared, broad: tuple[Cost, ...]) -> tuple[Cost, ...]:
+        """Prices over the candidate widths of a network on the way."""
+        asked = self.asked
+        if near is self.prepared:
+            return broad
+        with LatencyTable.open(provenance_of(asked.target)) as table:
+            with self.clock.stage("measure kernels") as advance:
+                needed = required(near.sites, near.candidates)
+                measure_int8(needed, asked.target, asked.threads, table, advance)
+            return latency_costs(near.sites, near.candidates, table, asked.threads)
+
     def _turns(
-        self, dense: Int8Build, costs: tuple[Cost, ...], kernels: Measured, solver: Solver
+        self,
+        dense: Int8Build,
+        broad: tuple[Cost, ...],
+        kernels: Measured,
+        solver: Solver,
+        gradual: Gradual,
     ) -> Found:
         dense_us = statistics.median(dense.artifact.latencies_us(40, warmup=5))
         goal_us = self.asked.budgets[LATENCY].absolute(dense_us)
+        total = sum(cost.at(self.prepared.full) for cost in broad)
+        calibration = Calibration(factor=dense_us / total)
+
+        def solve(eased: Solver, share: float) -> Allocation:
+            costs = self._near(eased.prepared, broad)
+            return eased.aim(costs, calibration, share * dense_us)[0]
+
+        share = least_share(solver, goal_us / dense_us)
+        solver, steps = approach(gradual, solver, share, solve, self.clock)
+        costs = self._near(solver.prepared, broad)
         total = sum(cost.at(self.prepared.full) for cost in costs)
-        calibration, runs = Calibration(factor=dense_us / total), [(total, dense_us)]
+        turns = Turns(goal_us, calibration, [(total, dense_us)])
         best: Found | None = None
-        turn, turns = 0, CORRECTIONS
-        while turn < turns:
-            turn += 1
-            with self.clock.stage(f"search, turn {turn}"):
+        again = True
+        while again:
+            calibration = turns.calibration
+            with self.clock.stage(f"search, turn {turns.done + 1}"):
                 chosen, narrowest = solver.aim(costs, calibration, goal_us)
                 plan, program = carry_out(self.prepared, chosen)
-            with self.clock.stage(f"compile, turn {turn}"):
+            with self.clock.stage(f"compile, turn {turns.done + 1}"):
                 built = self._build(program)
                 ratio = float(ratios(in_turn((dense.artifact, built.artifact), ROUNDS))[1])
-            share = ratio * dense_us / goal_us
-            if narrowest and share > OVER:
+            if narrowest and turns.hopeless(ratio * dense_us):
                 raise out_of_reach(goal_us, ratio, dense_us)
-            turns += narrowest and turns == CORRECTIONS  # it taught; what it taught is used
             total = sum(cost.at(chosen.widths()) for cost in costs)
+            again = turns.learn(
+                total, ratio * dense_us, narrowest=narrowest, full=solver.complete(chosen)
+            )
             facts = {
                 "budget": str(self.asked.budgets[LATENCY]),
                 "goal_us": goal_us,
                 "dense_int8_us": dense_us,
                 "predicted_us": calibration.network_us(total),
                 "measured_us": ratio * dense_us,
-                "turns": turn,
+                "turns": turns.done,
+                "steps": steps,
                 "kernel_rows": {"measured": kernels.measured, "reused": kernels.reused},
                 "source": "device",
             }
             best = _better(best, Found(plan, ratio, facts), goal_us / dense_us)
-            if UNDER <= share <= OVER:
-                break
-            runs.append((total, ratio * dense_us))
-            calibration = fit(runs, {})
         assert best is not None
         return best
 

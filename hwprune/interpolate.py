@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 POINTS = {1: 5, 2: 4}  # measured points per axis, by the number of axes
+APART = 2.0  # times the largest gap before it
 SUM_POINTS = 9  # tabulated sizes of an axis that is a sum of several groups
 
 
@@ -28,10 +29,16 @@ def multilinear(grid: Sequence[np.ndarray], values: np.ndarray, point: Sequence[
 
 
 def sparse_points(sizes: np.ndarray, axes: int) -> np.ndarray:
-    """A few of an axis's sizes, evenly spread, with both ends; all of them if they are few."""
+    """A few of an axis's sizes, evenly spread, with both ends; all of them if they are few.
+
+    A last size that stands apart from the others is taken besides.
+    """
     most = POINTS[axes]
     if len(sizes) <= most:
         return sizes
+    gaps = np.diff(sizes)
+    if gaps[-1] > APART * gaps[:-1].max():
+        return np.append(sparse_points(sizes[:-1], axes), sizes[-1])
     wanted = np.linspace(sizes[0], sizes[-1], most)
     nearest = np.abs(sizes[:, None] - wanted[None, :]).argmin(axis=0)
     return sizes[np.unique(nearest)]

@@ -13,9 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from hwprune.allocate import allocate, check_reachable
+from hwprune.allocate import check_reachable
 from hwprune.bench import Bench, Network, Pair, is_timed, open_bench
-from hwprune.budget import LATENCY, MACS, PARAMS, Budget
+from hwprune.budget import LATENCY, Budget
 from hwprune.build import Build, build
 from hwprune.calibrate import (
     Calibration,
@@ -28,21 +28,19 @@ from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
+from hwprune.gradual import Gradual, approach, least_share
 from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
-from hwprune.problem import Allocation, Problem
+from hwprune.problem import Allocation
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
 from hwprune.remote.address import Boards
 from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
-from hwprune.threshold import Weak, discount, without
-
-CORRECTIONS = 3
-GPU_CORRECTIONS = 6  # its kernels may have a model's prices, which are further off
-OVER, UNDER = 1.01, 0.95  # measured over budgeted latency that is accepted
+from hwprune.threshold import Weak, discount
+from hwprune.turns import OVER, Turns
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Timing:
     pruned: Build
     attempts: int
     profiles: tuple[Mapping[str, float], Mapping[str, float]]
+    broad: tuple[Cost, ...]  # over all candidate widths; `costs` may be of those near the plan
     board: str = ""  # or GPU that ran the networks, in a line; empty for this processor
     warnings: tuple[str, ...] = ()
 
@@ -80,6 +79,7 @@ class Outcome:
     program: Program
     timing: Timing | None
     estimate: Estimate | None = None
+    steps: int = 1  # that units were scored in
 
 
 def search(
@@ -89,52 +89,56 @@ def search(
     progress: Progress,
     weak: Weak | None = None,
     boards: Boards | None = None,
+    gradual: Gradual | None = None,
 ) -> Outcome:
     """Find and build the plan that keeps the most importance under the budgets, no `weak` units.
 
     A latency is measured on `boards`, or here where they are None, or predicted where neither is.
+    `gradual` scores the units again on the way.
 
     Raises BudgetError: before any measurement where MACs or parameters cannot be met, after that
     of the narrowest and the full network's kernels where a latency cannot.
     """
     fixed = {r: b.absolute(prepared.dense(r)) for r, b in budgets.items() if r != LATENCY}
-    costs = {MACS: prepared.macs, PARAMS: prepared.params}
-    gates = prepared.gates
-    scores = discount(scores, weak or {})
-    problem = Problem(scores, prepared.candidates, costs, fixed, gates)
-    check_reachable(problem)
+    weak = weak or {}
+    solver = Solver(prepared, discount(scores, weak), fixed, weak)
+    check_reachable(solver.counted)
     if LATENCY in budgets:
-        loop = _Loop(prepared, scores, budgets[LATENCY], fixed, progress, weak or {})
         if not is_timed(prepared.target, boards):
-            found = meet_by_prediction(
-                prepared, budgets[LATENCY], progress, loop.solver.solve, loop.all_strong
+            found = meet_by_prediction(solver, budgets[LATENCY], progress, gradual)
+            return Outcome(
+                found.allocation, found.plan, found.program, None, found.estimate, found.steps
             )
-            return Outcome(found.allocation, found.plan, found.program, None, found.estimate)
         with open_bench(prepared.target, prepared.threads, boards) as bench:
-            return loop.run(bench)
+            return _Loop(solver, budgets[LATENCY], progress, gradual).run(bench)
+    near, steps = approach(
+        gradual, solver, least_share(solver), lambda eased, _: eased.count(), progress
+    )
     with progress.stage("allocate"):
-        chosen = allocate(scores, prepared.candidates, costs, fixed, gates=gates)
-        chosen = without(chosen, weak or {}, problem)
+        chosen = near.count()
     with progress.stage("rewrite"):
         plan, program = carry_out(prepared, chosen)
-    return Outcome(chosen, plan, program, None)
+    return Outcome(chosen, plan, program, None, None, steps)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What there is before the first turn: the kernels' rows, the dense profile, all prices."""
+
+    kernels: Measured
+    profile: Mapping[str, float]
+    broad: tuple[Cost, ...]
 
 
 class _Loop:
     """Solve, build, measure, correct: a few turns until the measured latency fits the budget."""
 
     def __init__(
-        self,
-        prepared: Prepared,
-        scores: Mapping[str, np.ndarray],
-        budget: Budget,
-        fixed: Mapping[str, float],
-        progress: Progress,
-        weak: Weak,
+        self, solver: Solver, budget: Budget, progress: Progress, gradual: Gradual | None
     ) -> None:
-        self.prepared, self.budget = prepared, budget
-        self.progress, self.weak = progress, weak
-        self.solver = Solver(prepared, scores, fixed, weak)
+        self.prepared, self.solver, self.budget = solver.prepared, solver, budget
+        self.progress, self.gradual = progress, gradual
+        self.steps = 1
 
     def run(self, bench: Bench) -> Outcome:
         prepared, progress, table = self.prepared, self.progress, bench.table
@@ -145,8 +149,10 @@ class _Loop:
             )
         profile = bench.profile(dense)
         dense_us = bench.latency_us(dense)
-        calibration, costs = self._calibrate(table, profile, dense_us)
-        outcome = self._turns(bench, costs, calibration, dense, dense_us, kernels, profile)
+        calibration, broad = self._calibrate(table, profile, dense_us)
+        costs, more = self._approach(bench, calibration, broad, dense_us)
+        begun = Begun(kernels.then(more) if more is not None else kernels, profile, broad)
+        outcome = self._turns(bench, costs, calibration, dense, dense_us, begun)
         timing = outcome.timing
         assert timing is not None
         save_calibration(table, fingerprint(prepared.program), prepared.threads, timing.calibration)
@@ -185,6 +191,33 @@ class _Loop:
         overhead, factor = start.overhead_us * today, start.factor * today
         return replace(start, overhead_us=overhead, factor=factor), costs
 
+    def _approach(
+        self, bench: Bench, calibration: Calibration, broad: tuple[Cost, ...], dense_us: float
+    ) -> tuple[tuple[Cost, ...], Measured | None]:
+        """Costs near the plan that is sought, and what was measured for them."""
+        done: list[Measured] = []
+
+        def priced(solver: Solver) -> tuple[Cost, ...]:
+            near = solver.prepared
+            if near is self.prepared:
+                return broad
+            with self.progress.stage("measure kernels") as advance:
+                found = measure_kernels(near, bench.table, advance, bench.boards)
+            done.append(found if not done else done[-1].beside(found))
+            return latency_costs(
+                near.sites, near.candidates, bench.table, near.threads, calibration.corrections,
+                stepped=near.stepped,
+            )  # fmt: skip
+
+        def solve(solver: Solver, share: float) -> Allocation:
+            return solver.aim(priced(solver), calibration, share * dense_us)[0]
+
+        share = self.budget.absolute(dense_us) / dense_us
+        self.solver, self.steps = approach(
+            self.gradual, self.solver, least_share(self.solver, share), solve, self.progress
+        )
+        return priced(self.solver), done[-1] if done else None
+
     def _turns(
         self,
         bench: Bench,
@@ -192,76 +225,48 @@ class _Loop:
         calibration: Calibration,
         dense: Network,
         dense_us: float,
-        kernels: Measured,
-        profile: Mapping[str, float],
+        begun: Begun,
     ) -> Outcome:
         prepared = self.prepared
         goal_us = self.budget.absolute(dense_us)
         total_dense = sum(cost.at(prepared.full) for cost in costs)
-        runs = [(total_dense, dense_us)]
+        rough = bench.gpu is not None
+        turns = Turns(goal_us, calibration, [(total_dense, dense_us)], rough)
         best: Outcome | None = None
-        turn, most = 0, GPU_CORRECTIONS if bench.gpu else CORRECTIONS
-        turns = most
-        while turn < turns:
-            turn += 1
-            with self.progress.stage(f"search, turn {turn}"):
+        again = True
+        while again:
+            calibration = turns.calibration
+            with self.progress.stage(f"search, turn {turns.done + 1}"):
                 chosen, narrowest = self.solver.aim(costs, calibration, goal_us)
                 plan, program = carry_out(prepared, chosen)
-            with self.progress.stage(f"compile, turn {turn}"):
+            with self.progress.stage(f"compile, turn {turns.done + 1}"):
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
                 pair = bench.pair(dense, pruned)
-            total = sum(cost.at(chosen.widths()) for cost in costs)
-            predicted = calibration.network_us(total)
-            runs.append((total, pair.ratio * dense_us))
-            share = pair.ratio * dense_us / goal_us
-            if narrowest and share > OVER:
+            if narrowest and turns.hopeless(pair.ratio * dense_us):
                 raise out_of_reach(goal_us, pair.ratio, dense_us)
-            again = narrowest and turns > most
-            turns += narrowest and turns == most  # it taught; what it taught is used
-            calibration_next = fit(runs, calibration.corrections)
+            total = sum(cost.at(chosen.widths()) for cost in costs)
+            again = turns.learn(
+                total, pair.ratio * dense_us, narrowest=narrowest, full=self.solver.complete(chosen)
+            )
             timing = Timing(
                 pair,
                 calibration.network_us(total_dense),
-                predicted,
+                calibration.network_us(total),
                 costs,
-                calibration_next,
-                kernels,
+                fit(turns.runs, calibration.corrections),
+                begun.kernels,
                 dense.build,
                 pruned.build,
-                turn,
-                (profile, bench.profile(pruned)),
+                turns.done,
+                (begun.profile, bench.profile(pruned)),
+                begun.broad,
                 bench.board,
                 bench.warnings,
             )
-            outcome = Outcome(chosen, plan, program, timing)
+            outcome = Outcome(chosen, plan, program, timing, None, self.steps)
             best = _better(best, outcome, goal_us / dense_us)
-            if UNDER <= share <= OVER or (share < UNDER and self.all_strong(chosen)):
-                break
-            if again and bench.gpu is not None:
-                break  # it teaches no more
-            calibration = replace(
-                calibration_next,
-                overhead_us=0.0 if calibration_next.factor <= 0 else calibration_next.overhead_us,
-            )
-            if bench.gpu is not None and share > OVER:
-                calibration = through(calibration, *runs[-1])
         assert best is not None
         return best
-
-    def all_strong(self, chosen: Allocation) -> bool:
-        """Whether a threshold, not the budget, says what goes: there is nothing to add then."""
-        strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
-        return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
-
-
-def through(calibration: Calibration, kernels_us: float, network_us: float) -> Calibration:
-    """The calibration scaled to give a network its measured latency: it is not chosen again.
-
-    Plans of like sizes are near it; where a model prices them, a fit to all runs may miss each.
-    """
-    scale = network_us / calibration.network_us(kernels_us)
-    overhead, factor = calibration.overhead_us * scale, calibration.factor * scale
-    return replace(calibration, overhead_us=overhead, factor=factor)
 
 
 def _better(best: Outcome | None, new: Outcome, share: float) -> Outcome:

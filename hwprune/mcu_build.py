@@ -21,6 +21,7 @@ from hwprune.emulator.cycles import Estimate
 from hwprune.errors import BudgetError, HwpruneError
 from hwprune.forms import Forms
 from hwprune.given import Model, as_images, as_program
+from hwprune.gradual import Gradual, check_steps
 from hwprune.importance import Importance
 from hwprune.latency import Outcome
 from hwprune.lower.mcu.model import CModel
@@ -166,6 +167,7 @@ class _Flow:
         forms = Forms(**{k: v for k, v in self.options.items() if k in _FORMS}).checked()
         recover = self.options.get("recover", "auto")
         check_recovery(recover, self.images is not None)
+        steps = check_steps(self.options.get("steps"), self.images is not None)
         importance = replace(Importance.among(self.options), seed=self.seed)
         importance.check(self.images is not None)
         with self.clock.stage("quantize dense"):
@@ -187,7 +189,7 @@ class _Flow:
             kept = kept_through([stage])
             return repair(recover, prepared, outcome, kept, self.images, self.seed, self.clock)[0]
 
-        found = meet(
-            ready, Asked(scores, budgets, self.given, finish, weak, self.config), self.clock
-        )
+        gradual = Gradual(scorer, steps, self.seed)
+        asked = Asked(scores, budgets, self.given, finish, weak, self.config, gradual)
+        found = meet(ready, asked, self.clock)
         return found.pruned, compare(ready, found, budgets, self.images, self.given)

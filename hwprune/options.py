@@ -95,6 +95,13 @@ GroupNorm = Annotated[
 Branches = Annotated[
     bool, typer.Option("--branches", help="Residual branches may be removed whole.")
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps in which units go, scored again between them (with --calibrate); 1 scores "
+        "once. Usually the more the more goes."
+    ),
+]
 RecoverWith = Annotated[
     str | None,
     typer.Option("--recover", help="package.module:function from a pruned Program to a better."),

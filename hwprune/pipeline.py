@@ -31,7 +31,8 @@ from hwprune.estimate import estimate_pair
 from hwprune.final_latency import add_measured
 from hwprune.forms import AUTO, HEADS, Forms
 from hwprune.given import Model, as_images, as_program
-from hwprune.importance import Importance, Scorer
+from hwprune.gradual import Gradual, check_steps
+from hwprune.importance import Importance
 from hwprune.latency import search
 from hwprune.plan import Plan
 from hwprune.prepare import prepare
@@ -73,6 +74,7 @@ def prune(
     grouped: str = AUTO,
     group_norm: str = AUTO,
     branches: bool = False,
+    steps: int | None = None,
     threads: int = 1,
     seed: int = 0,
     recover: Recover = "auto",
@@ -103,6 +105,9 @@ def prune(
             of the outputs, the default with `calibrate`. Without, None is the criterion's own.
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
             brings its own.
+        steps: in which units go: between them, with `calibrate`, layers are reconstructed and the
+            units that are left scored again (`hwprune.gradual`). 1 scores once; None takes the
+            more steps the more goes.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
@@ -120,6 +125,7 @@ def prune(
         threshold=threshold, boards=boards, dtype=dtype,
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
+    check_steps(steps, calibrate is not None)
     forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
     if boards is not None and len(forms) > 1:
         raise HwpruneError(
@@ -132,7 +138,9 @@ def prune(
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
-    done = _stages(request, program, forms, scorer.read(program).on(images), clock)
+    asked = scorer.read(program).on(images)
+    gradual = Gradual(asked, steps, seed)
+    done = _stages(request, program, forms, gradual, clock)
     return _finish(request, done, recover, images, seed, clock)
 
 
@@ -230,7 +238,7 @@ def _stages(
     request: Request,
     program: Program,
     forms: Sequence[Forms],
-    scorer: Scorer,
+    gradual: Gradual,
     clock: Clock,
 ) -> list[Searched]:
     """Prune by the request's plan, or search; in stages where the plan or the forms have some."""
@@ -250,15 +258,12 @@ def _stages(
                 done.append(Searched(prepared, {}, apply_plan(plan, request.source, prepared)))
             continue
         with clock.stage("score") as advance:
-            scores, energies = scorer.scored(start, prepared.coupling, advance)
+            scores, energies = gradual.scorer.scored(start, prepared.coupling, advance)
             weak = _weak_units(request, energies, prepared.coupling)
         first = done[0].prepared if done else prepared
         budgets = stage_budgets(request.budgets, first, done, len(forms))
-        done.append(
-            Searched(
-                prepared, scores, search(prepared, scores, budgets, clock, weak, request.boards)
-            )
-        )
+        found = search(prepared, scores, budgets, clock, weak, request.boards, gradual)
+        done.append(Searched(prepared, scores, found))
     if not done:
         raise HwpruneError("nothing can be pruned", where=program.name, hint="see hwprune inspect")
     return done
@@ -291,6 +296,8 @@ def _finish(
         clock.seconds, request.source,
     )  # fmt: skip
     report = account(facts)
+    if request.plan is None:
+        report["steps"] = outcome.steps
     if request.threshold is not None:
         report["threshold"] = request.threshold
     if len(done) > 1:

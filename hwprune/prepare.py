@@ -6,7 +6,7 @@ In: a `Program`, a `Target`, threads. Out: a `Prepared` network; and the table i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprune.budget import MACS
@@ -88,6 +88,27 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
         candidates,
         macs_costs(found, candidates),
         params_costs(coupling, shapes, candidates),
+    )
+
+
+def narrowed(prepared: Prepared, widths: Mapping[str, int]) -> Prepared:
+    """With candidates up to these widths only, finer near them, and the full width.
+
+    Costs are then tabulated, and kernels measured, where the network's widths will lie.
+    """
+    coupling, target = prepared.coupling, prepared.target
+    candidates = dict(prepared.candidates)
+    for group in coupling.groups:
+        width = widths[group.name]
+        if 0 < width < group.width:
+            near = width_candidates(group, coupling, target, width=width)
+            candidates[group.name] = (*near, group.width)
+    shapes = {n: tuple(p.shape) for n, p in prepared.program.module.named_parameters()}
+    return replace(
+        prepared,
+        candidates=candidates,
+        macs=macs_costs(prepared.sites, candidates),
+        params=params_costs(coupling, shapes, candidates),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hwprune.account import HELD_OUT
 from hwprune.errors import HwpruneError
+from hwprune.given import recover_part
 from hwprune.latency import Outcome
 from hwprune.prepare import Prepared
 from hwprune.program import Program
@@ -72,8 +72,3 @@ def recover_by(how: Callable[[Program], Program], program: Program) -> Program:
             hint="return the Program that it got, its module trained, or another",
         )
     return found
-
-
-def recover_part(images: Tensor) -> Tensor:
-    """The images that recovery may see."""
-    return images[[i for i in range(len(images)) if i % HELD_OUT or len(images) < HELD_OUT]]

@@ -43,6 +43,29 @@ class Solver:
         )
         return without(chosen, self.weak, problem)
 
+    @property
+    def counted(self) -> Problem:
+        """What `count` solves: without a latency."""
+        prepared = self.prepared
+        costs = {MACS: prepared.macs, PARAMS: prepared.params}
+        return Problem(self.scores, prepared.candidates, costs, self.fixed, prepared.gates)
+
+    def count(self) -> Allocation:
+        """Allocate under the budgets of what is counted alone: of MACs and parameters.
+
+        Raises BudgetError where no widths meet them.
+        """
+        problem = self.counted
+        chosen = allocate(
+            problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
+        )
+        return without(chosen, self.weak, problem)
+
+    def complete(self, chosen: Allocation) -> bool:
+        """Whether a threshold, not a budget, says what goes: there is nothing to add then."""
+        strong = {name: int((~mask).sum()) for name, mask in self.weak.items()}
+        return bool(strong) and all(len(chosen.kept[n]) >= count for n, count in strong.items())
+
     def aim(
         self, costs: tuple[Cost, ...], calibration: Calibration, goal_us: float
     ) -> tuple[Allocation, bool]:

@@ -130,23 +130,24 @@ def sites(calls: Sequence[Call], coupling: Couples, program: Program) -> tuple[S
 
 
 def width_candidates(
-    group: Group, coupling: Couples, target: Target, *, most: int = 24
+    group: Group, coupling: Couples, target: Target, *, most: int = 24, width: int | None = None
 ) -> tuple[int, ...]:
-    """Ascending widths worth trying for a group: an aligned grid, and the full width.
+    """Ascending widths worth trying for a group: an aligned grid, and the full width, or `width`.
 
     The grid has at most about `most` steps, and half an aligned block where the group is small
     (on microcontrollers, which read int8 channels by words, only if that is whole words).
     """
     channels = min((index.shape[1] for index in group.index.values()), default=1)
+    width = group.width if width is None else width
     aligned = target.channel_alignment // gcd(target.channel_alignment, channels)
     fine = max(1, aligned // 2)
-    step = aligned * -(-group.width // (aligned * most))
-    grid = set(range(step, group.width, step))
+    step = aligned * -(-width // (aligned * most))
+    grid = set(range(step, width, step))
     halves = target.kind != "mcu" or aligned % (2 * WORD) == 0
-    if halves and group.width * channels < 2 * SMALL_WIDTH:
-        grid |= set(range(fine, min(group.width, SMALL_WIDTH // channels + 1), fine))
-    grid.add(min(aligned, group.width))
-    return tuple(sorted({*grid, group.width}))
+    if halves and width * channels < 2 * SMALL_WIDTH:
+        grid |= set(range(fine, min(width, SMALL_WIDTH // channels + 1), fine))
+    grid.add(min(aligned, width))
+    return tuple(sorted({*grid, width}))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from tests.command_line import LINEAR, NET, Done, linear, nothing_in, refused
         ((*NET, "--latency", "50%", "--macs", "0.1%"), ("macs", "smallest reachable", "7.5%")),
         ((*NET, "--latency", "50%", "--params", "10"), ("params", "smallest reachable")),
         (NET, ("no budget given",)),
+        ((*NET, "--macs", "50%", "--steps", "0"), ("steps", "0 is impossible", "from 1")),
+        ((*NET, "--macs", "50%", "--steps", "3"), ("steps", "unlabelled inputs", "calibrate")),
         (("tests.small_net:nan_net", *NET[1:], "--latency", "50%"), ("head.weight", "NaN")),
         (("tests.command_line:broken", "--macs", "50%"), ("no such weights", "command_line")),
         (("tests.command_line:ROOT", "--macs", "50%"), ("not callable",)),

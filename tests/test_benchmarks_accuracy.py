@@ -27,8 +27,8 @@ from examples.fashion_mnist import Batches, SmallResNet, Split
 from hwprune.bench import Pair
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError, TargetError
-from hwprune.latency import OVER, UNDER
 from hwprune.recover import TrainConfig
+from hwprune.turns import OVER, UNDER
 
 IMAGE = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 

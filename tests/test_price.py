@@ -200,6 +200,9 @@ def test_measured_points_hold_both_ends() -> None:
     assert list(sparse_points(sizes, 1)) == [16, 144, 256, 384, 512]
     assert len(sparse_points(sizes, 2)) == 4
     assert list(sparse_points(np.array([8, 40]), 2)) == [8, 40]
+    apart = np.array([8, 16, 24, 32, 40, 128])
+    assert list(sparse_points(apart, 2)) == [8, 16, 32, 40, 128]
+    assert list(sparse_points(apart, 1)) == [8, 16, 24, 32, 40, 128]
     inner = spread(20, 130, 16)
     assert (inner[0], inner[-1]) == (20, 130)
     assert all(size % 16 == 0 for size in inner[1:-1])

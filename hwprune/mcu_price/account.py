@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwprune.account import HELD_OUT
 from hwprune.budget import Budget
 from hwprune.capture import Program
+from hwprune.given import HELD_OUT
 from hwprune.mcu_price.network import Network
 from hwprune.mcu_price.prepared import McuPrepared
 from hwprune.mcu_price.search import Found

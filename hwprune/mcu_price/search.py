@@ -21,6 +21,7 @@ from hwprune.capture import Program
 from hwprune.cost import Cost, merged
 from hwprune.errors import BudgetError
 from hwprune.estimate_search import carry_out
+from hwprune.gradual import Gradual
 from hwprune.latency import Outcome
 from hwprune.mcu_price.bounds import check_memory, check_time, missed
 from hwprune.mcu_price.measure import THREADS, measure_kernels
@@ -62,7 +63,7 @@ class Asked:
     """What is asked for, and how a plan is finished.
 
     `finish` certifies an outcome and gives the recovered program; `given` are inputs to calibrate
-    with.
+    with; `gradual` scores the units again on the way.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -71,6 +72,7 @@ class Asked:
     finish: Callable[[Outcome], Program]
     weak: Weak = field(default_factory=dict)
     config: QuantConfig | None = None
+    gradual: Gradual | None = None
 
 
 def meet(ready: McuPrepared, asked: Asked, clock: Clock) -> Found:
@@ -87,6 +89,7 @@ class _Search:
         self.ready, self.prepared, self.asked, self.clock = ready, ready.prepared, asked, clock
         self.target = ready.prepared.target
         self.problem = Problem({}, self.prepared.candidates, {}, {}, self.prepared.gates)
+        self.scores = asked.scores
         self.limits: dict[str, float] = {}
         self.fixed = {SRAM: 0.0, FLASH: 0.0}  # bytes that are no value, scratch or constant
         self.factor = 1.0  # of a network's latency to the sum of its kernels'
@@ -101,7 +104,21 @@ class _Search:
         self._limit_memory(dense)
         if LATENCY in self.asked.budgets:
             self._limit_latency(dense)
+        self._approach()
         return self._turns(dense)
+
+    def _approach(self) -> None:
+        """Score the units again while the network gets narrower, on the way to the limits."""
+        gradual = self.asked.gradual
+        if gradual is None:
+            return
+        costs, limits = self._priced()
+        dense = {r: sum(cost.at(self.problem.full) for cost in costs[r]) for r in limits}
+        steps = gradual.count(min((v / dense[r] for r, v in limits.items()), default=1.0))
+        for step in range(1, steps):
+            with self.clock.stage(f"score again, {step} of {steps - 1}") as advance:
+                kept = self._solve(step / steps).allocation.kept
+                self.scores = gradual.rescore(self.prepared, self.scores, kept, advance)
 
     def _dense(self) -> Network | None:
         """The dense network, if the emulated board has memory for it."""
@@ -236,10 +253,14 @@ class _Search:
         takes = self._takes(network, outcome)
         return max((v / self.limits[r] for r, v in takes.items()), default=1.0)
 
-    def _solve(self) -> Outcome:
+    def _solve(self, part: float = 1.0) -> Outcome:
+        """The best plan within the limits, or within what is left after a part of the way."""
         costs, limits = self._priced()
+        for resource in limits if part < 1 else ():
+            dense = sum(cost.at(self.problem.full) for cost in costs[resource])
+            limits[resource] = dense * min(limits[resource] / dense, 1.0) ** part
         prepared, weak = self.prepared, self.asked.weak
-        scores = discount(self.asked.scores, weak)
+        scores = discount(self.scores, weak)
         problem = Problem(scores, prepared.candidates, costs, limits, prepared.gates)
         chosen = allocate(scores, prepared.candidates, costs, limits, gates=prepared.gates)
         chosen = without(chosen, weak, problem)

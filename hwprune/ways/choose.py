@@ -51,11 +51,11 @@ class Chooser:
         }
         timing = outcome.timing
         if timing is not None:
-            self._costs[LATENCY] = network_costs(timing.costs, timing.calibration)
+            self._costs[LATENCY] = network_costs(timing.broad, timing.calibration)
             dense_us = sum(cost.at(prepared.full) for cost in self._costs[LATENCY])
             self._absolute[LATENCY] = self._budgets[LATENCY].absolute(dense_us)
         if outcome.estimate is not None:
             found = outcome.estimate
-            self._costs[LATENCY] = network_costs(found.costs, found.calibration)
+            self._costs[LATENCY] = network_costs(found.broad, found.calibration)
             self._absolute[LATENCY] = self._budgets[LATENCY].absolute(found.dense.median_us)
         return outcome.plan

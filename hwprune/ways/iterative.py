@@ -182,7 +182,9 @@ class _Steps:
         if known is None:
             asked = self._asked(shares)
             how = self.recover if isinstance(self.recover, str) else "none"
-            result = prune(self.program, **asked, **self.options, recover=how, progress=self.clock)
+            result = prune(
+                self.program, **asked, **self.options, steps=1, recover=how, progress=self.clock
+            )
             row = self._row(step, shares, result)
             self.trail.keep_plan(step, result.plan, row)
         else:

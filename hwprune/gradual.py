@@ -1,0 +1,147 @@
+"""Scores asked again while a network gets narrower on the way to its budgets.
+
+In: a `Solver` for the dense network, how units are scored, how much is to be left. Out: a `Solver`
+whose scores are of a network nearly as narrow as the one that is sought, with candidate widths and
+prices near it. What a group is worth depends on how much of the others is left: errors of groups
+that are narrowed one at a time say little of a network at a quarter of its latency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hwprune.budget import MACS, PARAMS
+from hwprune.couple import couple
+from hwprune.errors import HwpruneError
+from hwprune.importance import Scorer
+from hwprune.plan import Plan
+from hwprune.prepare import Prepared, narrowed
+from hwprune.problem import Allocation
+from hwprune.program import Program, fingerprint
+from hwprune.progress import Advance, Progress
+from hwprune.recover import reconstruct
+from hwprune.rewrite import kept_indices, rewrite
+from hwprune.score import Scores
+from hwprune.solver import Solver
+from hwprune.threshold import discount
+
+STEP = 0.71  # of the network's cost that a step leaves: two steps to a half, four to a quarter
+MOST = 6
+AT_ONCE = 16
+Kept = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """How units are scored anew: the smaller network is reconstructed from the images first.
+
+    `steps` on the way to the budgets, the last one included; None chooses by how much goes.
+    """
+
+    scorer: Scorer
+    steps: int | None = None
+    seed: int = 0
+
+    def count(self, share: float) -> int:
+        """Steps to this share of the dense network; one where there are no images."""
+        if self.scorer.images is None:
+            return 1
+        if self.steps is not None:
+            return self.steps
+        return min(max(round(math.log(share) / math.log(STEP)), 1), MOST) if share < 1 else 1
+
+    def rescore(
+        self, prepared: Prepared, scores: Scores, kept: Kept, advance: Advance
+    ) -> dict[str, np.ndarray]:
+        """Scores of the dense network's units, where these are `kept`: zero for the others.
+
+        `scores` are those that there were.
+        """
+        smaller = self._recovered(prepared, kept)
+        again = couple(smaller, **asdict(prepared.coupling.forms))
+        return carry_over(self.scorer(smaller, again, advance), scores, kept)
+
+    def _recovered(self, prepared: Prepared, kept: Kept) -> Program:
+        coupling, program = prepared.coupling, prepared.program
+        plan = Plan(fingerprint(program), kept, {}, coupling.forms)
+        assert self.scorer.images is not None
+        return reconstruct(
+            program,
+            rewrite(program, coupling, plan),
+            kept_indices(coupling, plan, program),
+            self.scorer.images.split(AT_ONCE),
+            seed=self.seed,
+        ).program
+
+
+def carry_over(new: Scores, old: Scores, kept: Kept) -> dict[str, np.ndarray]:
+    """The new scores of the units that are kept, in the places that they had.
+
+    Where the smaller network has no such group (nothing of it can go), the old scores stay.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, before in old.items():
+        units = list(kept[name])
+        scores = np.asarray(new[name]) if name in new else None
+        if scores is None or len(scores) != len(units):
+            scores = np.asarray(before)[units]
+        found[name] = np.zeros(len(before))
+        found[name][units] = scores
+    return found
+
+
+def approach(
+    gradual: Gradual | None,
+    solver: Solver,
+    share: float,
+    solve: Callable[[Solver, float], Allocation],
+    progress: Progress,
+) -> tuple[Solver, int]:
+    """The solver for the last step, and how many steps there are; itself and 1 without `gradual`.
+
+    `solve(solver, share)` allocates so that about this share of the dense network is left.
+    """
+    steps = gradual.count(share) if gradual is not None else 1
+    assert gradual is not None or steps == 1
+    for step in range(1, steps):
+        assert gradual is not None
+        part = step / steps
+        with progress.stage(f"score again, {step} of {steps - 1}") as advance:
+            kept = solve(_eased(solver, part), share**part).kept
+            scores = gradual.rescore(solver.prepared, solver.scores, kept, advance)
+        near = narrowed(solver.prepared, {name: len(units) for name, units in kept.items()})
+        solver = replace(solver, prepared=near, scores=discount(scores, solver.weak))
+    return solver, steps
+
+
+def least_share(solver: Solver, latency_share: float = 1.0) -> float:
+    """The smallest share of the dense network that a budget leaves."""
+    shares = [amount / solver.prepared.dense(r) for r, amount in solver.fixed.items()]
+    return min([latency_share, *shares])
+
+
+def _eased(solver: Solver, part: float) -> Solver:
+    """With budgets of MACs and parameters of this part of the way."""
+    dense = {r: solver.prepared.dense(r) for r in (MACS, PARAMS) if r in solver.fixed}
+    eased = {
+        r: dense[r] * min(amount / dense[r], 1.0) ** part for r, amount in solver.fixed.items()
+    }
+    return replace(solver, fixed=eased)
+
+
+def check_steps(steps: Any, images: bool) -> int | None:
+    """The number of steps, None where it is left open. HwpruneError for an impossible one."""
+    if steps is None:
+        return None
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 100:
+        raise HwpruneError(
+            f"{steps!r} is impossible", where="steps", hint="a whole number from 1 to 100"
+        )
+    if steps > 1 and not images:
+        raise HwpruneError("scoring again needs unlabelled inputs", where="steps", hint="calibrate")
+    return steps
