@@ -12,7 +12,7 @@ from typing import Any
 
 ACCURACIES = ("acc_dense", "acc_pruned", "acc_recovered", "acc_1", "acc_3", "acc_10")
 AMOUNTS = ("speedup_measured", "latency_us", "macs", "params")
-OURS, PEER = "hwprune", "torch-pruning"
+OURS, OWN_TOO, PEER = "hwprune", "hwprune-branches", "torch-pruning"
 Row = Mapping[str, Any]
 Key = tuple[str, float, str]  # network, speed-up, system
 
@@ -75,6 +75,7 @@ def verdicts(summaries: Mapping[Key, Summary]) -> list[dict[str, Any]]:
         if OURS not in same:
             continue
         own = same.pop(OURS)
+        same.pop(OWN_TOO, None)
         peers = {name: s for name, s in same.items() if name.startswith(PEER)}
         found.append(
             {

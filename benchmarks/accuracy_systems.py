@@ -26,17 +26,20 @@ from hwprune.program import Program
 from hwprune.recover import reconstruct
 from hwprune.rewrite import kept_indices, rewrite
 
-OURS, RANDOM, HALP, NETADAPT, WIDTH = "hwprune", "hwprune-random", "halp", "netadapt", "width"
+OURS, BRANCHES, RANDOM, HALP, NETADAPT, WIDTH = (
+    "hwprune", "hwprune-branches", "hwprune-random", "halp", "netadapt", "width",
+)  # fmt: skip
 RECONSTRUCTED_AT_ONCE = 16
 System = Callable[[Subject, float], Timed]
 
 
-def ours(subject: Subject, share: float, importance: str = "auto") -> Timed:
+def ours(subject: Subject, share: float, importance: str = "auto", branches: bool = False) -> Timed:
     """hwprune with calibration images, within a share of the dense latency."""
     result = hwprune.prune(
         subject.program,
         latency=share,
         importance=importance,
+        branches=branches,
         calibrate=subject.data.images,
         recover="none",
         seed=subject.seed,
@@ -77,6 +80,7 @@ def narrow(subject: Subject, share: float) -> Timed:
 
 SYSTEMS: Mapping[str, System] = {
     OURS: ours,
+    BRANCHES: partial(ours, branches=True),
     RANDOM: partial(ours, importance="random"),
     HALP: partial(allocated, method="knapsack"),
     NETADAPT: partial(allocated, method="greedy"),

@@ -32,6 +32,7 @@ from hwprune.threshold import discount
 
 STEP = 0.71  # of the network's cost that a step leaves: two steps to a half, four to a quarter
 MOST = 6
+ENOUGH = 100  # images: a network reconstructed from few is too good on those to be judged by them
 AT_ONCE = 16
 Kept = Mapping[str, tuple[int, ...]]
 
@@ -48,11 +49,13 @@ class Gradual:
     seed: int = 0
 
     def count(self, share: float) -> int:
-        """Steps to this share of the dense network; one where there are no images."""
+        """Steps to this share of the dense network; one where there are no, or few, images."""
         if self.scorer.images is None:
             return 1
         if self.steps is not None:
             return self.steps
+        if len(self.scorer.images) < ENOUGH:
+            return 1
         return min(max(round(math.log(share) / math.log(STEP)), 1), MOST) if share < 1 else 1
 
     def rescore(

@@ -35,7 +35,7 @@ from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
 from hwprune.quantize.config import QuantConfig
 from hwprune.quantize.quantizer import quantize_program
-from hwprune.reach import check_latency
+from hwprune.reach import check_latency, way_out
 from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
 from hwprune.target import Target
@@ -180,7 +180,7 @@ class _Search:
                 built = self._build(program)
                 ratio = float(ratios(in_turn((dense.artifact, built.artifact), ROUNDS))[1])
             if narrowest and turns.hopeless(ratio * dense_us):
-                raise out_of_reach(goal_us, ratio, dense_us)
+                raise out_of_reach(goal_us, ratio, dense_us, way_out(self.prepared))
             total = sum(cost.at(chosen.widths()) for cost in costs)
             again = turns.learn(
                 total, ratio * dense_us, narrowest=narrowest, full=solver.complete(chosen)

@@ -35,7 +35,7 @@ from hwprune.prepare import Prepared, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
 from hwprune.problem import Allocation
 from hwprune.progress import Progress
-from hwprune.reach import check_latency
+from hwprune.reach import check_latency, way_out
 from hwprune.remote.address import Boards
 from hwprune.solver import Solver, out_of_reach
 from hwprune.table import LatencyTable
@@ -243,7 +243,7 @@ class _Loop:
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
                 pair = bench.pair(dense, pruned)
             if narrowest and turns.hopeless(pair.ratio * dense_us):
-                raise out_of_reach(goal_us, pair.ratio, dense_us)
+                raise out_of_reach(goal_us, pair.ratio, dense_us, way_out(prepared))
             total = sum(cost.at(chosen.widths()) for cost in costs)
             again = turns.learn(
                 total, pair.ratio * dense_us, narrowest=narrowest, full=self.solver.complete(chosen)

@@ -107,7 +107,7 @@ def prune(
             brings its own.
         steps: in which units go: between them, with `calibrate`, layers are reconstructed and the
             units that are left scored again (`hwprune.gradual`). 1 scores once; None takes the
-            more steps the more goes.
+            more steps the more goes, where there are a hundred images or more.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,

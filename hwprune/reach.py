@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from hwprune.branches import find_branches
 from hwprune.budget import Budget
+from hwprune.capture import specialize
 from hwprune.errors import BudgetError
 from hwprune.lower.spec import Workload
 from hwprune.measure import Measured
@@ -55,6 +57,17 @@ def check_latency(
             f"cannot be met: {goal_us / 1000:.6g} ms asked, about {least_us / 1000:.4g} ms is the "
             f"smallest reachable ({100 * least_us / dense_us:.1f}% of the dense network)",
             where="latency",
-            hint="raise the budget",
+            hint=way_out(prepared),
         )
     return done
+
+
+def way_out(prepared: Prepared) -> str:
+    """What to do about a latency that no widths reach."""
+    coupling = prepared.coupling
+    if coupling.forms.branches:
+        return "raise the budget"
+    found = find_branches(specialize(prepared.program).module.graph, coupling)
+    if not found:
+        return "raise the budget"
+    return f"raise the budget, or let residual branches go ({len(found)} can): --branches"

@@ -101,11 +101,11 @@ def network_costs(costs: tuple[Cost, ...], calibration: Calibration) -> tuple[Co
     return (*scaled, overhead)
 
 
-def out_of_reach(goal_us: float, least: float, dense_us: float) -> BudgetError:
+def out_of_reach(goal_us: float, least: float, dense_us: float, hint: str) -> BudgetError:
     """That the narrowest network, measured at this share of the dense one, is still too slow."""
     return BudgetError(
         f"cannot be met: {goal_us / 1000:.6g} ms asked, {least * dense_us / 1000:.6g} ms is the "
         f"smallest reachable ({100 * least:.1f}% of the dense network, measured)",
         where="latency",
-        hint="raise the budget",
+        hint=hint,
     )

@@ -22,7 +22,7 @@ from hwprune.target import load_target
 from tests.small_net import small_net
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(144, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def test_more_steps_the_more_goes(share, steps) -> None:
 def test_steps_as_asked_and_one_without_images() -> None:
     assert asked(5).count(0.9) == 5
     assert asked(images=None).count(0.1) == 1
+    assert asked(images=IMAGES[:48]).count(0.1) == 1
+    assert asked(3, IMAGES[:48]).count(0.1) == 3
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2", 101])
