@@ -192,7 +192,7 @@ class _Search:
                 "predicted_us": calibration.network_us(total),
                 "measured_us": ratio * dense_us,
                 "turns": turns.done,
-                "steps": steps,
+                "scored_steps": steps,
                 "kernel_rows": {"measured": kernels.measured, "reused": kernels.reused},
                 "source": "device",
             }

@@ -297,7 +297,7 @@ def _finish(
     )  # fmt: skip
     report = account(facts)
     if request.plan is None:
-        report["steps"] = outcome.steps
+        report["scored_steps"] = outcome.steps
     if request.threshold is not None:
         report["threshold"] = request.threshold
     if len(done) > 1:
