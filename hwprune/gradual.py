@@ -114,8 +114,8 @@ def approach(
     for step in range(1, steps):
         assert gradual is not None
         part = step / steps
+        kept = solve(_eased(solver, part), share**part).kept
         with progress.stage(f"score again, {step} of {steps - 1}") as advance:
-            kept = solve(_eased(solver, part), share**part).kept
             scores = gradual.rescore(solver.prepared, solver.scores, kept, advance)
         near = narrowed(solver.prepared, {name: len(units) for name, units in kept.items()})
         solver = replace(solver, prepared=near, scores=discount(scores, solver.weak))

@@ -116,8 +116,8 @@ class _Search:
         dense = {r: sum(cost.at(self.problem.full) for cost in costs[r]) for r in limits}
         steps = gradual.count(min((v / dense[r] for r, v in limits.items()), default=1.0))
         for step in range(1, steps):
+            kept = self._solve(step / steps).allocation.kept
             with self.clock.stage(f"score again, {step} of {steps - 1}") as advance:
-                kept = self._solve(step / steps).allocation.kept
                 self.scores = gradual.rescore(self.prepared, self.scores, kept, advance)
 
     def _dense(self) -> Network | None:
