@@ -62,11 +62,12 @@ def meet_by_prediction(
         total_dense = sum(cost.at(prepared.full) for cost in broad)
         scale = fit([(total_dense, dense.median_us)])
 
-        def solve(easy: Solver, share: float) -> Allocation:
-            return easy.aim(priced(easy.prepared), scale, share * dense.median_us)[0]
+        share = min(goal_us / dense.median_us, 1.0)
 
-        share = least_share(solver, goal_us / dense.median_us)
-        solver, steps = approach(gradual, solver, share, solve, progress)
+        def solve(eased: Solver, part: float) -> Allocation:
+            return eased.aim(priced(eased.prepared), scale, share**part * dense.median_us)[0]
+
+        solver, steps = approach(gradual, solver, least_share(solver, share), solve, progress)
         costs = priced(solver.prepared)
         total_dense = sum(cost.at(prepared.full) for cost in costs)
         turns = Turns(goal_us, scale, [(total_dense, dense.median_us)], over=1.0)

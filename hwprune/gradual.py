@@ -107,14 +107,15 @@ def approach(
 ) -> tuple[Solver, int]:
     """The solver for the last step, and how many steps there are; itself and 1 without `gradual`.
 
-    `solve(solver, share)` allocates so that about this share of the dense network is left.
+    `share` of the dense network is left by the tightest budget; `solve(solver, part)` allocates for
+    a part of the way: under a latency of which that power of its share is left.
     """
-    steps = gradual.count(share) if gradual is not None else 1
-    assert gradual is not None or steps == 1
+    if gradual is None:
+        return solver, 1
+    steps = gradual.count(share)
     for step in range(1, steps):
-        assert gradual is not None
         part = step / steps
-        kept = solve(_eased(solver, part), share**part).kept
+        kept = solve(_eased(solver, part), part).kept
         with progress.stage(f"score again, {step} of {steps - 1}") as advance:
             scores = gradual.rescore(solver.prepared, solver.scores, kept, advance)
         near = narrowed(solver.prepared, {name: len(units) for name, units in kept.items()})

@@ -160,12 +160,13 @@ class _Search:
         total = sum(cost.at(self.prepared.full) for cost in broad)
         calibration = Calibration(factor=dense_us / total)
 
-        def solve(eased: Solver, share: float) -> Allocation:
-            costs = self._near(eased.prepared, broad)
-            return eased.aim(costs, calibration, share * dense_us)[0]
+        share = min(goal_us / dense_us, 1.0)
 
-        share = least_share(solver, goal_us / dense_us)
-        solver, steps = approach(gradual, solver, share, solve, self.clock)
+        def solve(eased: Solver, part: float) -> Allocation:
+            costs = self._near(eased.prepared, broad)
+            return eased.aim(costs, calibration, share**part * dense_us)[0]
+
+        solver, steps = approach(gradual, solver, least_share(solver, share), solve, self.clock)
         costs = self._near(solver.prepared, broad)
         total = sum(cost.at(self.prepared.full) for cost in costs)
         turns = Turns(goal_us, calibration, [(total, dense_us)])

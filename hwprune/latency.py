@@ -209,10 +209,11 @@ class _Loop:
                 stepped=near.stepped,
             )  # fmt: skip
 
-        def solve(solver: Solver, share: float) -> Allocation:
-            return solver.aim(priced(solver), calibration, share * dense_us)[0]
+        share = min(self.budget.absolute(dense_us) / dense_us, 1.0)
 
-        share = self.budget.absolute(dense_us) / dense_us
+        def solve(solver: Solver, part: float) -> Allocation:
+            return solver.aim(priced(solver), calibration, share**part * dense_us)[0]
+
         self.solver, self.steps = approach(
             self.gradual, self.solver, least_share(self.solver, share), solve, self.progress
         )

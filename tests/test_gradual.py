@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hwprune
-from hwprune.budget import MACS
+from hwprune.budget import MACS, PARAMS
 from hwprune.capture import capture
 from hwprune.errors import HwpruneError
 from hwprune.gradual import Gradual, approach, carry_over, check_steps, least_share
@@ -88,16 +88,15 @@ def test_each_step_solves_for_its_part_of_the_way(prepared) -> None:
     solver = Solver(prepared, scores, {MACS: goal}, {})
     seen: list[tuple[float, float]] = []
 
-    def solve(eased: Solver, share: float):
-        seen.append((share, eased.fixed[MACS] / prepared.dense(MACS)))
+    def solve(eased: Solver, part: float):
+        seen.append((part, eased.fixed[MACS] / prepared.dense(MACS)))
         return eased.count()
 
     assert least_share(solver) == pytest.approx(0.3)
     found, steps = approach(asked(3), solver, 0.3, solve, Silent())
     assert steps == 3
-    wanted = [0.3 ** (1 / 3), 0.3 ** (2 / 3)]
-    assert [share for share, _ in seen] == pytest.approx(wanted)
-    assert [macs for _, macs in seen] == pytest.approx(wanted)
+    assert [part for part, _ in seen] == pytest.approx([1 / 3, 2 / 3])
+    assert [macs for _, macs in seen] == pytest.approx([0.3 ** (1 / 3), 0.3 ** (2 / 3)])
     assert found.fixed == solver.fixed
     for group in prepared.coupling.groups:
         left = int((found.scores[group.name] > 0).sum())
@@ -138,3 +137,16 @@ def test_budgets_that_need_nothing_are_met_at_once() -> None:
     found = hwprune.prune(small_net(), (X,), macs="100%", calibrate=IMAGES)
     assert found.report["scored_steps"] == 1
     assert replace(found.plan, kept={}).kept == {}
+
+
+def test_a_budget_that_is_loose_is_not_undercut_on_the_way(prepared) -> None:
+    scores = score(prepared.program, prepared.coupling, "l2")
+    fixed = {MACS: 0.3 * prepared.dense(MACS), PARAMS: 0.9 * prepared.dense(PARAMS)}
+    seen: list[dict[str, float]] = []
+
+    def solve(eased: Solver, part: float):
+        seen.append({r: v / prepared.dense(r) for r, v in eased.fixed.items()})
+        return eased.count()
+
+    approach(asked(2), Solver(prepared, scores, fixed, {}), 0.3, solve, Silent())
+    assert seen == [pytest.approx({MACS: 0.3**0.5, PARAMS: 0.9**0.5})]
