@@ -6,6 +6,7 @@ with next, and whether another turn is worth its time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from hwprune.calibrate import Calibration, fit
@@ -43,7 +44,10 @@ class Turns:
         self._narrowest += narrowest
         used = network_us / self.goal_us
         self._used.append(used)
+        same = any(math.isclose(kernels_us, known, rel_tol=1e-9) for known, _ in self.runs)
         self.runs.append((kernels_us, network_us))
+        if same and used <= self.over:
+            return False  # the same plan again: there is none between
         if UNDER <= used <= self.over or (used < UNDER and full):
             return False
         if self.rough and narrowest and self._narrowest > 1:

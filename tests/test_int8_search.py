@@ -18,6 +18,7 @@ from hwprune.mcu_price.kernels import workload_of
 from hwprune.provenance import provenance_of
 from hwprune.table import LatencyTable
 from hwprune.target import load_target
+from hwprune.turns import MOST
 from tests.test_mcu_kernels import Bench, convolutions, others
 
 
@@ -81,7 +82,7 @@ def test_a_share_of_the_dense_network_in_int8(cache: Path) -> None:
     facts = json.loads((out / "report.json").read_text())["latency_search"]
     assert facts["goal_us"] == pytest.approx(0.6 * facts["dense_int8_us"])
     assert facts["measured_us"] < facts["dense_int8_us"]
-    assert 1 <= facts["turns"] <= 3
+    assert 1 <= facts["turns"] <= MOST + 1
     assert facts["source"] == "device"
     assert result.pruned is not None
     dense, kept = (sum(p.numel() for p in m.module.parameters()) for m in (

@@ -40,12 +40,19 @@ def test_nothing_to_add_ends_the_turns() -> None:
     assert not turns.learn(30.0, 30.0, full=True)
 
 
+def test_the_same_plan_again_ends_the_turns() -> None:
+    turns = begun()
+    assert turns.learn(40.0, 40.0)
+    assert turns.learn(60.0, 60.0)
+    assert not turns.learn(40.0, 41.0)
+
+
 def test_the_narrowest_network_teaches_once() -> None:
     turns, sure = begun(rough=True), begun()
     assert turns.learn(30.0, 40.0, narrowest=True)
     assert not turns.learn(30.0, 40.0, narrowest=True)
-    assert sure.learn(30.0, 40.0, narrowest=True)
-    assert sure.learn(30.0, 40.0, narrowest=True)  # the first may have been disturbed
+    assert sure.learn(30.0, 60.0, narrowest=True)
+    assert sure.learn(30.0, 55.0, narrowest=True)  # they may have been disturbed
 
 
 def test_only_where_nothing_met_the_goal_it_is_out_of_reach() -> None:
