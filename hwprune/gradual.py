@@ -147,5 +147,7 @@ def check_steps(steps: Any, images: bool) -> int | None:
             f"{steps!r} is impossible", where="steps", hint="a whole number from 1 to 100"
         )
     if steps > 1 and not images:
-        raise HwpruneError("scoring again needs unlabelled inputs", where="steps", hint="calibrate")
+        raise HwpruneError(
+            "scoring again needs unlabelled inputs", where="steps", hint="pass calibrate"
+        )
     return steps
