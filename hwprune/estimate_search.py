@@ -1,6 +1,6 @@
 """Meeting a latency budget on a device that is not here: price, solve, price exactly, correct.
 
-In: a `Prepared` network, its budget, and how a plan is solved for. Out: what was `Found`.
+In: a `Solver`, its budget, and perhaps how units are scored again. Out: what was `Found`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hwprune.calibrate import fit
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate, describe_model, estimate_network
-from hwprune.gradual import Gradual, approach, least_share
+from hwprune.gradual import Gradual, approach_latency
 from hwprune.obtain import open_table
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
@@ -62,13 +62,9 @@ def meet_by_prediction(
         total_dense = sum(cost.at(prepared.full) for cost in broad)
         scale = fit([(total_dense, dense.median_us)])
 
-        share = min(goal_us / dense.median_us, 1.0)
-
-        def solve(eased: Solver, part: float) -> Allocation:
-            return eased.aim(priced(eased.prepared), scale, share**part * dense.median_us)[0]
-
-        solver, steps = approach(gradual, solver, least_share(solver, share), solve, progress)
-        costs = priced(solver.prepared)
+        solver, costs, steps = approach_latency(
+            gradual, solver, priced, scale, goal_us, dense.median_us, progress
+        )
         total_dense = sum(cost.at(prepared.full) for cost in costs)
         turns = Turns(goal_us, scale, [(total_dense, dense.median_us)], over=1.0)
         best: Found | None = None

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from hwprune.budget import MACS, PARAMS
+from hwprune.calibrate import Calibration
+from hwprune.cost import Cost
 from hwprune.couple import couple
 from hwprune.errors import HwpruneError
 from hwprune.importance import Scorer
@@ -35,6 +37,7 @@ MOST = 6
 ENOUGH = 100  # images: a network reconstructed from few is too good on those to be judged by them
 AT_ONCE = 16
 Kept = Mapping[str, tuple[int, ...]]
+Costs = tuple[Cost, ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,28 @@ def approach(
         near = narrowed(solver.prepared, {name: len(units) for name, units in kept.items()})
         solver = replace(solver, prepared=near, scores=discount(scores, solver.weak))
     return solver, steps
+
+
+def approach_latency(
+    gradual: Gradual | None,
+    solver: Solver,
+    priced: Callable[[Prepared], Costs],
+    calibration: Calibration,
+    goal_us: float,
+    dense_us: float,
+    progress: Progress,
+) -> tuple[Solver, Costs, int]:
+    """The solver for the last step to a latency, the kernels' prices there, and the steps.
+
+    `priced` gives the prices over the candidate widths of a network on the way.
+    """
+    share = min(goal_us / dense_us, 1.0)
+
+    def solve(eased: Solver, part: float) -> Allocation:
+        return eased.aim(priced(eased.prepared), calibration, share**part * dense_us)[0]
+
+    found, steps = approach(gradual, solver, least_share(solver, share), solve, progress)
+    return found, priced(found.prepared), steps
 
 
 def least_share(solver: Solver, latency_share: float = 1.0) -> float:

@@ -21,7 +21,7 @@ from hwprune.cost import Cost
 from hwprune.errors import HwpruneError
 from hwprune.estimate_search import carry_out
 from hwprune.forms import Forms
-from hwprune.gradual import Gradual, approach, least_share
+from hwprune.gradual import Gradual, approach_latency
 from hwprune.importance import Importance
 from hwprune.int8_build import Int8Build, build_int8
 from hwprune.int8_price import measure_int8
@@ -30,7 +30,6 @@ from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.price import latency_costs, required
-from hwprune.problem import Allocation
 from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
 from hwprune.quantize.config import QuantConfig
@@ -159,15 +158,10 @@ class _Search:
         goal_us = self.asked.budgets[LATENCY].absolute(dense_us)
         total = sum(cost.at(self.prepared.full) for cost in broad)
         calibration = Calibration(factor=dense_us / total)
-
-        share = min(goal_us / dense_us, 1.0)
-
-        def solve(eased: Solver, part: float) -> Allocation:
-            costs = self._near(eased.prepared, broad)
-            return eased.aim(costs, calibration, share**part * dense_us)[0]
-
-        solver, steps = approach(gradual, solver, least_share(solver, share), solve, self.clock)
-        costs = self._near(solver.prepared, broad)
+        solver, costs, steps = approach_latency(
+            gradual, solver, lambda near: self._near(near, broad), calibration, goal_us, dense_us,
+            self.clock,
+        )  # fmt: skip
         total = sum(cost.at(self.prepared.full) for cost in costs)
         turns = Turns(goal_us, calibration, [(total, dense_us)])
         best: Found | None = None

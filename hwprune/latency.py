@@ -28,7 +28,7 @@ from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate
 from hwprune.estimate_search import carry_out, meet_by_prediction
-from hwprune.gradual import Gradual, approach, least_share
+from hwprune.gradual import Gradual, approach, approach_latency, least_share
 from hwprune.measure import Measured
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, measure_kernels
@@ -197,8 +197,7 @@ class _Loop:
         """Costs near the plan that is sought, and what was measured for them."""
         done: list[Measured] = []
 
-        def priced(solver: Solver) -> tuple[Cost, ...]:
-            near = solver.prepared
+        def priced(near: Prepared) -> tuple[Cost, ...]:
             if near is self.prepared:
                 return broad
             with self.progress.stage("measure kernels") as advance:
@@ -209,15 +208,11 @@ class _Loop:
                 stepped=near.stepped,
             )  # fmt: skip
 
-        share = min(self.budget.absolute(dense_us) / dense_us, 1.0)
-
-        def solve(solver: Solver, part: float) -> Allocation:
-            return solver.aim(priced(solver), calibration, share**part * dense_us)[0]
-
-        self.solver, self.steps = approach(
-            self.gradual, self.solver, least_share(self.solver, share), solve, self.progress
+        goal_us = self.budget.absolute(dense_us)
+        self.solver, costs, self.steps = approach_latency(
+            self.gradual, self.solver, priced, calibration, goal_us, dense_us, self.progress
         )
-        return priced(self.solver), done[-1] if done else None
+        return costs, done[-1] if done else None
 
     def _turns(
         self,

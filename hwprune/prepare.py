@@ -78,7 +78,6 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
     found = sites(calls, coupling, folded)
     candidates = {g.name: width_candidates(g, coupling, target) for g in coupling.groups}
     candidates |= {branch.name: (0, 1) for branch in coupling.branches}
-    shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
     return Prepared(
         program,
         coupling,
@@ -87,7 +86,7 @@ def prepare(program: Program, target: Target, threads: int, **forms: Any) -> Pre
         found,
         candidates,
         macs_costs(found, candidates),
-        params_costs(coupling, shapes, candidates),
+        _params_costs(program, coupling, candidates),
     )
 
 
@@ -103,13 +102,19 @@ def narrowed(prepared: Prepared, widths: Mapping[str, int]) -> Prepared:
         if 0 < width < group.width:
             near = width_candidates(group, coupling, target, width=width)
             candidates[group.name] = (*near, group.width)
-    shapes = {n: tuple(p.shape) for n, p in prepared.program.module.named_parameters()}
     return replace(
         prepared,
         candidates=candidates,
         macs=macs_costs(prepared.sites, candidates),
-        params=params_costs(coupling, shapes, candidates),
+        params=_params_costs(prepared.program, coupling, candidates),
     )
+
+
+def _params_costs(
+    program: Program, coupling: Coupling, candidates: Mapping[str, tuple[int, ...]]
+) -> tuple[Cost, ...]:
+    shapes = {n: tuple(p.shape) for n, p in program.module.named_parameters()}
+    return params_costs(coupling, shapes, candidates)
 
 
 def measure_kernels(

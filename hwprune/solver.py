@@ -37,11 +37,7 @@ class Solver:
 
         Raises BudgetError where no widths meet the budgets.
         """
-        problem = self.problem(costs, calibration, goal_us)
-        chosen = allocate(
-            problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
-        )
-        return without(chosen, self.weak, problem)
+        return self._allocated(self.problem(costs, calibration, goal_us))
 
     @property
     def counted(self) -> Problem:
@@ -55,7 +51,9 @@ class Solver:
 
         Raises BudgetError where no widths meet them.
         """
-        problem = self.counted
+        return self._allocated(self.counted)
+
+    def _allocated(self, problem: Problem) -> Allocation:
         chosen = allocate(
             problem.scores, problem.candidates, problem.costs, problem.budgets, gates=problem.gates
         )
