@@ -32,20 +32,24 @@ from hwprune.allocate import allocate
 from hwprune.budget import MACS
 from hwprune.capture import capture, fingerprint
 from hwprune.curves import Sensitivity, weigh
+from hwprune.gradual import Gradual, approach
+from hwprune.importance import Importance, Scorer
 from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
-from hwprune.problem import Problem
+from hwprune.problem import Allocation, Problem
 from hwprune.program import Program
+from hwprune.progress import Silent
 from hwprune.recover import fidelity, reconstruct
 from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import CRITERIA, Scores, score
 from hwprune.sensitivity import measure_sensitivity
+from hwprune.solver import Solver
 from hwprune.target import load_target
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "lite0_accuracy"
 UNIFORM, SENSITIVITY = "uniform", "sensitivity:"
-OURS = f"{SENSITIVITY}reconstruction"  # what hwprune does by default with images
-METHODS = ("l2", UNIFORM, f"{SENSITIVITY}l2", OURS, *LABEL_FREE)
+OURS = "hwprune"  # what it does by default with images
+METHODS = ("l2", UNIFORM, f"{SENSITIVITY}l2", f"{SENSITIVITY}reconstruction", OURS, *LABEL_FREE)
 BUDGETS = (0.6, 0.5, 0.7, 0.8, 0.9)
 ONE_BUDGET = 0.6
 Row = dict[str, Any]
@@ -97,6 +101,9 @@ class Bench:
     def kept(self, method: str, share: float) -> tuple[dict[str, tuple[int, ...]], float]:
         """Units by group, and the multiply-accumulates that they take."""
         prepared = self.prepared
+        if method == OURS:
+            found = self.ours(share)
+            return dict(found.kept), found.predicted[MACS]
         scores = self.scores("l2" if method == UNIFORM else method)
         budget = {MACS: share * prepared.dense(MACS)}
         problem = Problem(scores, prepared.candidates, {MACS: prepared.macs}, budget)
@@ -106,6 +113,15 @@ class Bench:
         else:
             found = allocate(scores, prepared.candidates, {MACS: prepared.macs}, budget)
         return dict(found.kept), found.predicted[MACS]
+
+    def ours(self, share: float) -> Allocation:
+        """What `hwprune.prune` chooses; all photos are its own, others judge here."""
+        prepared, scorer = self.prepared, Scorer(Importance(), self.images)
+        scores = scorer(self.program, prepared.coupling, lambda done, total: None)
+        solver = Solver(prepared, scores, {MACS: share * prepared.dense(MACS)}, {})
+        gradual = Gradual(scorer)
+        near, _ = approach(gradual, solver, share, lambda eased, part: eased.count(), Silent())
+        return near.count()
 
     def pruned(self, method: str, share: float) -> tuple[Candidate, float]:
         """A smaller network, and the multiply-accumulates that it takes."""

@@ -17,7 +17,7 @@ from hwprune.atomic import write_text
 from hwprune.errors import HwpruneError
 from hwprune.score import Scores
 
-FORMAT = 1
+FORMAT = 2
 LOST = 0.95  # beyond this error nothing is left of the outputs: more is not worse
 
 
@@ -54,7 +54,8 @@ class Curve:
 class Sensitivity:
     """The curves of a program (its fingerprint), and of how many inputs they are.
 
-    `compensated` says that layers got the mean of units that were gone.
+    `compensated` says that layers got something for units that were gone: what `fitted` other
+    inputs say of them, or where these are none, their mean.
     """
 
     fingerprint: str
@@ -62,6 +63,7 @@ class Sensitivity:
     importance: str
     inputs: int
     compensated: bool
+    fitted: int
     curves: tuple[Curve, ...]
 
     def ranked(self) -> list[Curve]:
@@ -89,7 +91,7 @@ class Sensitivity:
             )
             return Sensitivity(
                 str(raw["fingerprint"]), str(raw["model"]), str(raw["importance"]),
-                int(raw["inputs"]), bool(raw["compensated"]), curves,
+                int(raw["inputs"]), bool(raw["compensated"]), int(raw["fitted"]), curves,
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HwpruneError(

@@ -80,12 +80,12 @@ def find_sensitivity(
         coupling = couple(specialize(program), **asdict(forms))
     with clock.stage("score") as advance:
         scores = asked.on(given)(program, coupling, advance)
-    measured = asked.batches
-    if measured is None:
-        measured = sensitivity_batches(program, given, None, images)
+    judged, fit = list(asked.batches or ()), list[Batch]()
+    if asked.batches is None:
+        judged, fit = sensitivity_batches(program, given, None, images)
     with clock.stage("sensitivity") as advance:
         found = measure_sensitivity(
-            program, coupling, scores, measured,
+            program, coupling, scores, judged, fit=fit,
             loss=loss, importance=asked.name(given is not None), shares=shares, progress=advance,
             file=None if out is None else Path(out) / JSON_FILE,
         )  # fmt: skip

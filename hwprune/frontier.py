@@ -6,7 +6,7 @@ the rest from there, as often as asked, with whatever the parameters are by then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,14 +44,31 @@ class Frontier:
 
         `reads` change, by the name of a node, what it reads as its first argument.
         """
-        own = fx.Interpreter(self.module)
-        own.env = {n: tree_map(_copied, value) for n, value in self.runs[batch].env.items()}
+        own = self._from_here(batch)
         with torch.no_grad():
             for node in self.nodes[self.place :]:
                 if node.op == "output":
                     return self.module.graph.process_outputs(own.run_node(node))
                 _step(own, node, (reads or {}).get(node.name))
         raise AssertionError("a graph without an output")
+
+    def look(self, batch: int, nodes: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
+        """What each of these nodes reads as its first argument, with its name."""
+        own = self._from_here(batch)
+        left = set(nodes)
+        with torch.no_grad():
+            for node in self.nodes[self.place :]:
+                if node.name in left:
+                    yield node.name, own.fetch_args_kwargs_from_env(node)[0][0]
+                    left.remove(node.name)
+                if not left:
+                    return
+                _step(own, node)
+
+    def _from_here(self, batch: int) -> fx.Interpreter:
+        own = fx.Interpreter(self.module)
+        own.env = {n: tree_map(_copied, value) for n, value in self.runs[batch].env.items()}
+        return own
 
 
 def _step(

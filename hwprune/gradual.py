@@ -3,13 +3,14 @@
 In: a `Solver` for the dense network, how units are scored, how much is to be left. Out: a `Solver`
 whose scores are of a network nearly as narrow as the one that is sought, with candidate widths and
 prices near it. What a group is worth depends on how much of the others is left: errors of groups
-that are narrowed one at a time say little of a network at a quarter of its latency.
+that are narrowed one at a time say little of a network at a quarter of its latency. At every step
+there are several opinions of it, and the plan of each is tried out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,22 +22,18 @@ from hwprune.cost import Cost
 from hwprune.couple import couple
 from hwprune.errors import HwpruneError
 from hwprune.importance import Scorer
-from hwprune.plan import Plan
 from hwprune.prepare import Prepared, narrowed
 from hwprune.problem import Allocation
-from hwprune.program import Program, fingerprint
+from hwprune.program import Program
 from hwprune.progress import Advance, Progress
-from hwprune.recover import reconstruct
-from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import Scores
 from hwprune.solver import Solver
 from hwprune.threshold import discount
+from hwprune.trial import Kept, Trials
 
 STEP = 0.71  # of the network's cost that a step leaves: two steps to a half, four to a quarter
 MOST = 6
 ENOUGH = 100  # images: a network reconstructed from few is too good on those to be judged by them
-AT_ONCE = 16
-Kept = Mapping[str, tuple[int, ...]]
 Costs = tuple[Cost, ...]
 
 
@@ -61,28 +58,22 @@ class Gradual:
             return 1
         return min(max(round(math.log(share) / math.log(STEP)), 1), MOST) if share < 1 else 1
 
+    def trials(self, prepared: Prepared) -> Trials | None:
+        """What tries plans out; None without images."""
+        if self.scorer.images is None:
+            return None
+        return Trials(prepared, self.scorer.images, self.seed)
+
     def rescore(
-        self, prepared: Prepared, scores: Scores, kept: Kept, advance: Advance
-    ) -> dict[str, np.ndarray]:
-        """Scores of the dense network's units, where these are `kept`: zero for the others.
-
-        `scores` are those that there were.
+        self, smaller: Program, prepared: Prepared, scores: Scores, kept: Kept, advance: Advance
+    ) -> list[Scores]:
+        """Scores of the dense network's units by this reconstructed network, where these are
+        `kept`: zero for the others. The last are those that there were.
         """
-        smaller = self._recovered(prepared, kept)
         again = couple(smaller, **asdict(prepared.coupling.forms))
-        return carry_over(self.scorer(smaller, again, advance), scores, kept)
-
-    def _recovered(self, prepared: Prepared, kept: Kept) -> Program:
-        coupling, program = prepared.coupling, prepared.program
-        plan = Plan(fingerprint(program), kept, {}, coupling.forms)
-        assert self.scorer.images is not None
-        return reconstruct(
-            program,
-            rewrite(program, coupling, plan),
-            kept_indices(coupling, plan, program),
-            self.scorer.images.split(AT_ONCE),
-            seed=self.seed,
-        ).program
+        found = self.scorer(smaller, again, advance)
+        opinions = [found, *self.scorer.others(smaller, again, found), {}]
+        return [carry_over(new, scores, kept) for new in opinions]
 
 
 def carry_over(new: Scores, old: Scores, kept: Kept) -> dict[str, np.ndarray]:
@@ -101,6 +92,45 @@ def carry_over(new: Scores, old: Scores, kept: Kept) -> dict[str, np.ndarray]:
     return found
 
 
+def walk(
+    gradual: Gradual | None,
+    prepared: Prepared,
+    scores: Scores,
+    share: float,
+    solve: Callable[[Prepared, Scores, float], Kept],
+    progress: Progress,
+) -> tuple[Prepared, Scores, int]:
+    """What to solve for the last step with: candidates near it, scores, and the number of steps.
+
+    `share` of the dense network is left by the tightest budget; `solve(near, scores, part)`
+    allocates for a part of the way. Without `gradual` or images it is all as it was, in one step.
+    """
+    trials = None if gradual is None else gradual.trials(prepared)
+    if gradual is None or trials is None:
+        return prepared, scores, 1
+    steps, near = gradual.count(share), prepared
+    opinions: list[Scores] = [scores]
+    if trials.judge and share < 1:
+        opinions += gradual.scorer.others(prepared.program, prepared.coupling, scores)
+    for step in range(1, steps + 1):
+        if step == steps and len(opinions) == 1:
+            return near, opinions[0], steps
+        plans = [solve(near, some, step / steps) for some in opinions]
+        kept, smaller = plans[0], None
+        if any(plan != kept for plan in plans):
+            with progress.stage(f"try plans, {step} of {steps}") as advance:
+                kept, smaller = trials.best(plans, advance)
+        scores = opinions[plans.index(kept)]
+        if step == steps:
+            break
+        with progress.stage(f"score again, {step} of {steps - 1}") as advance:
+            smaller = smaller or trials.reconstructed(kept)
+            new = gradual.rescore(smaller, prepared, scores, kept, advance)
+        opinions = new if trials.judge else new[:1]
+        near = narrowed(prepared, {name: len(units) for name, units in kept.items()})
+    return near, scores, steps
+
+
 def approach(
     gradual: Gradual | None,
     solver: Solver,
@@ -113,17 +143,15 @@ def approach(
     `share` of the dense network is left by the tightest budget; `solve(solver, part)` allocates for
     a part of the way: under a latency of which that power of its share is left.
     """
-    if gradual is None:
-        return solver, 1
-    steps = gradual.count(share)
-    for step in range(1, steps):
-        part = step / steps
-        kept = solve(_eased(solver, part), part).kept
-        with progress.stage(f"score again, {step} of {steps - 1}") as advance:
-            scores = gradual.rescore(solver.prepared, solver.scores, kept, advance)
-        near = narrowed(solver.prepared, {name: len(units) for name, units in kept.items()})
-        solver = replace(solver, prepared=near, scores=discount(scores, solver.weak))
-    return solver, steps
+
+    def using(near: Prepared, scores: Scores) -> Solver:
+        return replace(solver, prepared=near, scores=discount(scores, solver.weak))
+
+    def kept(near: Prepared, scores: Scores, part: float) -> Kept:
+        return solve(_eased(using(near, scores), part), part).kept
+
+    near, scores, steps = walk(gradual, solver.prepared, solver.scores, share, kept, progress)
+    return using(near, scores), steps
 
 
 def approach_latency(
@@ -140,12 +168,18 @@ def approach_latency(
     `priced` gives the prices over the candidate widths of a network on the way.
     """
     share = min(goal_us / dense_us, 1.0)
+    known: list[tuple[Prepared, Costs]] = []
+
+    def costs(near: Prepared) -> Costs:
+        if not known or known[-1][0] is not near:
+            known.append((near, priced(near)))
+        return known[-1][1]
 
     def solve(eased: Solver, part: float) -> Allocation:
-        return eased.aim(priced(eased.prepared), calibration, share**part * dense_us)[0]
+        return eased.aim(costs(eased.prepared), calibration, share**part * dense_us)[0]
 
     found, steps = approach(gradual, solver, least_share(solver, share), solve, progress)
-    return found, priced(found.prepared), steps
+    return found, costs(found.prepared), steps
 
 
 def least_share(solver: Solver, latency_share: float = 1.0) -> float:

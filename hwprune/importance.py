@@ -25,7 +25,8 @@ from hwprune.score.scoring import Energies, compare, find_energies
 from hwprune.sensitivity import measure_sensitivity
 
 AUTO, SENSITIVITY, USUAL = "auto", "sensitivity", "share"
-INPUTS = BATCH = 16  # that sensitivity is measured on
+INPUTS = BATCH = 16  # that sensitivity is judged on
+FIT = 48  # others, that tell what the gone can be restored from
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,42 @@ class Scorer:
         scores = compare(energies, coupling, None if weighed else asked.normalize)
         if not weighed:
             return scores, energies
-        batches = sensitivity_batches(program, self.images, asked.batches)
-        found = measure_sensitivity(program, coupling, scores, batches, progress=advance)
+        judged, fit = sensitivity_batches(program, self.images, asked.batches)
+        found = measure_sensitivity(program, coupling, scores, judged, fit=fit, progress=advance)
         return weigh(scores, found), energies
+
+    def others(self, program: Program, coupling: Coupling, scores: Scores) -> list[Scores]:
+        """Other opinions of the same units, which keep the order that they have in their groups.
+
+        One by layers that get the mean of what is gone, where it was told from what stays.
+        """
+        if not self.asked.weighed(self.images is not None):
+            return []
+        judged, fit = sensitivity_batches(program, self.images, self.asked.batches)
+        if not fit:
+            return []
+        return [weigh(scores, measure_sensitivity(program, coupling, scores, judged))]
 
 
 def sensitivity_batches(
     program: Program, images: Tensor | None, batches: Sequence[Batch] | None, most: int = INPUTS
-) -> list[Batch]:
-    """The batches that sensitivity is measured on, with about `most` inputs: of images if any."""
+) -> tuple[list[Batch], list[Batch]]:
+    """The batches that sensitivity is judged on, with about `most` inputs, and those to fit on.
+
+    Of images if there are any. Too few are judged on alone.
+    """
+    judged: list[Batch] = []
+    fit: list[Batch] = []
     if images is not None:
-        return [(batch, None) for batch in as_batches(images[:most].split(BATCH), program)]
-    found: list[Batch] = []
-    for inputs, labels in batches or ():
-        if sum(len(given[0]) for given, _ in found) < most:
-            found.append((as_tuple(inputs), labels))
-    return found
+        judged += [(x, None) for x in as_batches(images[:most].split(BATCH), program)]
+        fit += [(x, None) for x in as_batches(images[most : most + FIT].split(BATCH), program)]
+    for inputs, labels in (batches or ()) if images is None else ():
+        if _size(judged) < most:
+            judged.append((as_tuple(inputs), labels))
+        elif _size(fit) < FIT:
+            fit.append((as_tuple(inputs), labels))
+    return judged, fit if _size(fit) >= BATCH else []
+
+
+def _size(batches: Sequence[Batch]) -> int:
+    return sum(len(inputs[0]) for inputs, _ in batches)

@@ -1,9 +1,9 @@
 """Sensitivity: how much the network's outputs suffer when one group alone gets narrower.
 
 In: a `Program`, its `Coupling`, the units' scores and data. Out: a `Sensitivity`, a curve for every
-group. Nothing is compiled or rewritten: where layers read the weakest units they get their mean, a
-constant that recovery would give to their bias. Units that no layer reads are silenced; groups
-whose statistics run over them are measured as the smaller program.
+group. Nothing is compiled or rewritten: where layers read the weakest units they get what recovery
+would make of those that stay (`restore`). Units that no layer reads are silenced; groups whose
+statistics run over them are measured as the smaller program.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Advance
 from hwprune.reference import silence_branches
+from hwprune.restore import Moments
 from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
-from hwprune.score.criterion import ACTIVATIONS
-from hwprune.score.evidence import Gathered, Read
-from hwprune.score.gather import gather, loss_of
+from hwprune.score.evidence import Read
+from hwprune.score.gather import loss_of
+from hwprune.score.reads import find_reads
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
 
@@ -44,6 +45,7 @@ def measure_sensitivity(
     scores: Scores,
     batches: Sequence[Batch],
     *,
+    fit: Sequence[Batch] = (),
     loss: Loss | None = None,
     importance: str = "",
     shares: Sequence[float] = SHARES,
@@ -56,17 +58,21 @@ def measure_sensitivity(
     Args:
         scores: the weakest units of these go first.
         batches: (inputs, labels); labels are looked at with a `loss` only.
+        fit: other inputs, that tell units that are gone from those that stay; without any, layers
+            get the mean of what is gone.
         importance: what the scores are called in the file.
         shares: of each group's width that are kept; at least one unit is.
-        compensate: whether layers get the mean of units that are gone; else they get nothing.
+        compensate: whether layers get anything for units that are gone.
         file: written after every group; curves of the same settings in it are not measured again.
         progress: called with (groups done, groups in all).
 
     Raises HwpruneError where outputs are not finite, or the file is of another model or setting.
     """
-    runner = _Runner(program, coupling, batches, loss, compensate)
-    inputs = sum(len(given[0]) for given, _ in batches)
-    done = Sensitivity(fingerprint(program), program.name, importance, inputs, compensate, ())
+    runner = _Runner(program, coupling, batches, fit, loss, compensate)
+    inputs, fitted = (sum(len(given[0]) for given, _ in some) for some in (batches, fit))
+    done = Sensitivity(
+        fingerprint(program), program.name, importance, inputs, compensate, fitted, ()
+    )
     done = _resumed(file, done)
     known = {c.group for c in done.curves}
     branches = {b.name for b in coupling.branches}
@@ -105,17 +111,19 @@ class _Runner:
         program: Program,
         coupling: Coupling,
         batches: Sequence[Batch],
+        fit: Sequence[Batch],
         loss: Loss | None,
         compensate: bool,
     ) -> None:
         self.program, self.coupling = program, coupling
         self.batches, self.loss = batches, loss
         self.module = copy.deepcopy(program.module)
-        self.means: dict[str, list[tuple[Read, Tensor]]] = {}
+        self.reads: dict[str, list[Read]] = {}
         if compensate:
-            seen = gather(program, coupling, (), ACTIVATIONS, batches, None, 0, _silent)
-            self.means = {name: _means(seen, reads) for name, reads in seen.reads.items()}
-        self.frontier = Frontier(self.module, [inputs for inputs, _ in batches])
+            found = find_reads(program, coupling).items()
+            self.reads = {n: [r for r in some if not (r.output or r.passes)] for n, some in found}
+        self.fit = range(len(batches), len(batches) + len(fit))
+        self.frontier = Frontier(self.module, [inputs for inputs, _ in (*batches, *fit)])
         outputs = [self.frontier.finish(i) for i in range(len(batches))]
         self.whole = [_numbers(some) for some in outputs]
         if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
@@ -143,12 +151,14 @@ class _Runner:
             return
         group = self.coupling.group(name)
         self.frontier.advance(self._begin(group))
+        moments = [] if group.through_norm_statistics else self._moments(name)
         for width in widths:
             if group.through_norm_statistics:
                 smaller = self._smaller(name, order[:width])
                 yield self._compare(partial(self._run, smaller), width)
-            elif self.means.get(name):
-                reads = self._reads(name, order[width:])
+            elif moments:
+                gone = order[width:]
+                reads = {r.layer.node.name: m.restore(_channels(r, gone)) for r, m in moments}
                 yield self._compare(partial(self.frontier.finish, reads=reads), width)
             else:
                 with silenced(self.module, group, order[width:]):
@@ -157,18 +167,20 @@ class _Runner:
     def _run(self, module: torch.fx.GraphModule, batch: int) -> Any:
         return module(*self.batches[batch][0])
 
-    def _reads(self, name: str, gone: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
-        """By layer: what makes the mean of the units that are gone of them."""
-        found: dict[str, Callable[[Tensor], Tensor]] = {}
-        for read, mean in self.means[name]:
-            channels = torch.from_numpy(read.index[gone].reshape(-1))
-            found[read.layer.node.name] = partial(_constant, read.dim, channels, mean[channels])
-        return found
+    def _moments(self, name: str) -> list[tuple[Read, Moments]]:
+        """What the inputs show where layers that stay read a group; none if it is read nowhere."""
+        reads = self.reads.get(name, [])
+        told = [(r, bool(self.fit) and r.layer.groups == 1) for r in reads]
+        found = {r.layer.node.name: Moments(r.dim, joint) for r, joint in told}
+        for batch in self.fit or range(len(self.batches)):
+            for node, value in self.frontier.look(batch, frozenset(found)):
+                found[node].add(value)
+        return [(r, found[r.layer.node.name]) for r in reads]
 
     def _begin(self, group: Group) -> frozenset[str]:
         """The nodes that see a change of a group: that read its units, or its parameters."""
-        if self.means.get(group.name) and not group.through_norm_statistics:
-            return frozenset(read.layer.node.name for read, _ in self.means[group.name])
+        if self.reads.get(group.name) and not group.through_norm_statistics:
+            return frozenset(read.layer.node.name for read in self.reads[group.name])
         names = {site.parameter for site in group.sites}
         found = (n for n in self.module.graph.nodes if n.op == "get_attr")
         mine = (n for n in found if self.coupling.aliases.get(n.target, n.target) in names)
@@ -198,21 +210,9 @@ class _Runner:
         return Point(width, error, lost / count, right / count if right >= 0 else None)
 
 
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody sees."""
-
-
-def _means(seen: Gathered, reads: Sequence[Read]) -> list[tuple[Read, Tensor]]:
-    """The mean of every channel where layers that stay read it; none if it is read nowhere."""
-    stay = [r for r in reads if not (r.output or r.passes)]
-    return [(r, seen.seen[r].total / seen.seen[r].count) for r in stay]
-
-
-def _constant(dim: int, channels: Tensor, mean: Tensor, value: Tensor) -> Tensor:
-    """A value whose channels are constant along all else."""
-    shape = [-1 if d == dim else 1 for d in range(value.ndim)]
-    size = [len(channels) if d == dim else n for d, n in enumerate(value.shape)]
-    return value.index_copy(dim, channels, mean.to(value).reshape(shape).expand(size))
+def _channels(read: Read, units: np.ndarray) -> Tensor:
+    """Where these units are in what a layer reads."""
+    return torch.from_numpy(read.index[units].reshape(-1))
 
 
 def _numbers(outputs: Any) -> list[Tensor]:

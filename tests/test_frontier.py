@@ -42,3 +42,17 @@ def test_what_a_node_reads_can_be_changed() -> None:
     frontier.advance(frozenset([second]))
     found = frontier.finish(0, {second: lambda value: 2 * value})
     torch.testing.assert_close(found, net[1](2 * net[0](x)))
+
+
+def test_what_nodes_read_can_be_looked_at() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4)
+    program = capture(net, (x,))
+    frontier = Frontier(program.module, [(x,)])
+    names = [n.name for n in program.module.graph.nodes if n.op == "call_function"]
+    frontier.advance(frozenset(names[:1]))
+    for _ in range(2):  # and the frontier stays where it is
+        found = dict(frontier.look(0, frozenset(names[1:])))
+        assert found.keys() == set(names[1:])
+        torch.testing.assert_close(found[names[1]], net[0](x))
+        torch.testing.assert_close(found[names[2]], net[1](net[0](x)))

@@ -12,7 +12,7 @@ import hwprune
 from hwprune.budget import MACS, PARAMS
 from hwprune.capture import capture
 from hwprune.errors import HwpruneError
-from hwprune.gradual import Gradual, approach, carry_over, check_steps, least_share
+from hwprune.gradual import Gradual, approach, carry_over, check_steps, least_share, walk
 from hwprune.importance import Importance
 from hwprune.prepare import Prepared, narrowed, prepare
 from hwprune.progress import Clock, Silent
@@ -95,8 +95,10 @@ def test_each_step_solves_for_its_part_of_the_way(prepared) -> None:
     assert least_share(solver) == pytest.approx(0.3)
     found, steps = approach(asked(3), solver, 0.3, solve, Silent())
     assert steps == 3
-    assert [part for part, _ in seen] == pytest.approx([1 / 3, 2 / 3])
-    assert [macs for _, macs in seen] == pytest.approx([0.3 ** (1 / 3), 0.3 ** (2 / 3)])
+    # Two opinions of the dense network (its own l2 scores, and by the mean), three later on.
+    parts = [1 / 3] * 2 + [2 / 3] * 3 + [1.0] * 3
+    assert [part for part, _ in seen] == pytest.approx(parts)
+    assert [macs for _, macs in seen] == pytest.approx([0.3**part for part in parts])
     assert found.fixed == solver.fixed
     for group in prepared.coupling.groups:
         left = int((found.scores[group.name] > 0).sum())
@@ -105,14 +107,52 @@ def test_each_step_solves_for_its_part_of_the_way(prepared) -> None:
     assert any((s == 0).any() for s in found.scores.values())
 
 
-def test_scores_are_those_of_the_smaller_network_after_reconstruction(prepared) -> None:
-    gradual = asked()
-    scores = score(prepared.program, prepared.coupling, "l2")
+def test_scores_are_those_of_the_smaller_network(prepared) -> None:
+    gradual, program = asked(), prepared.program
+    before = score(program, prepared.coupling, "l2")
     everything = {g.name: tuple(range(g.width)) for g in prepared.coupling.groups}
-    again = gradual.rescore(prepared, scores, everything, lambda done, total: None)
-    first = gradual.scorer(prepared.program, prepared.coupling, lambda done, total: None)
-    for name in first:
-        np.testing.assert_allclose(again[name], first[name], rtol=0.02)
+    found = gradual.rescore(program, prepared, before, everything, lambda done, total: None)
+    fresh = gradual.scorer(program, prepared.coupling, lambda done, total: None)
+    (others,) = gradual.scorer.others(program, prepared.coupling, fresh)
+    for opinion, wanted in zip(found, (fresh, others, before), strict=True):
+        for name in wanted:
+            np.testing.assert_allclose(opinion[name], wanted[name], rtol=1e-5)
+    assert any(not np.allclose(fresh[n], others[n]) for n in fresh)
+
+
+def test_the_plan_that_does_best_goes_on(prepared, monkeypatch) -> None:
+    """The other opinion keeps as much, and the better units."""
+    gradual = asked(1)
+    scores = gradual.scorer(prepared.program, prepared.coupling, lambda done, total: None)
+    wrong = {name: -s for name, s in scores.items()}  # the strongest go first
+    monkeypatch.setattr(type(gradual.scorer), "others", lambda *_: [scores])
+
+    def halves(near: Prepared, some, part: float):
+        assert part == 1
+        order = {n: np.argsort(-s, kind="stable") for n, s in some.items()}
+        return {n: tuple(sorted(o[: -(-len(o) // 2)].tolist())) for n, o in order.items()}
+
+    near, chosen, steps = walk(gradual, prepared, wrong, 0.5, halves, Silent())
+    assert (near, steps) == (prepared, 1)
+    assert chosen is scores
+    near, chosen, steps = walk(gradual, prepared, scores, 0.5, halves, Silent())
+    assert chosen is scores  # the first of equals
+
+
+def test_few_images_try_nothing_out(prepared) -> None:
+    few = asked(2, IMAGES[:24])
+    scores = score(prepared.program, prepared.coupling, "l2")
+    seen: list[float] = []
+
+    def solve(near: Prepared, some, part: float):
+        seen.append(part)
+        return {g.name: tuple(range(-(-g.width // 2))) for g in prepared.coupling.groups}
+
+    near, chosen, steps = walk(few, prepared, scores, 0.5, solve, Silent())
+    assert steps == 2
+    assert seen == [0.5]
+    assert near is not prepared
+    assert any((s == 0).any() for s in chosen.values())
 
 
 def test_without_gradual_nothing_changes(prepared) -> None:
@@ -149,4 +189,5 @@ def test_a_budget_that_is_loose_is_not_undercut_on_the_way(prepared) -> None:
         return eased.count()
 
     approach(asked(2), Solver(prepared, scores, fixed, {}), 0.3, solve, Silent())
-    assert seen == [pytest.approx({MACS: 0.3**0.5, PARAMS: 0.9**0.5})]
+    assert seen[0] == pytest.approx({MACS: 0.3**0.5, PARAMS: 0.9**0.5})
+    assert seen[-1] == pytest.approx({MACS: 0.3, PARAMS: 0.9})

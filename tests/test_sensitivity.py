@@ -1,6 +1,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,6 +116,37 @@ def test_layers_get_the_mean_of_units_that_are_gone() -> None:
             assert curve.points[1].error == pytest.approx(float(error), rel=1e-4)
 
 
+class Doubled(torch.nn.Module):
+    """Every channel of what is between its layers is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 6, 3), torch.nn.Conv2d(6, 4, 3)
+        with torch.no_grad():
+            self.a.weight[3:] = 2 * self.a.weight[:3]
+            self.a.bias[3:] = 2 * self.a.bias[:3]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def test_what_stays_tells_what_is_gone() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(48, 3, 8, 8)
+    program = capture(Doubled().eval(), (x[:2],))
+    coupling = couple(program)
+    scores = {g.name: np.arange(g.width, 0.0, -1) for g in coupling.groups}
+    judged, fit = [((x[:16],), None)], [((part,), None) for part in x[16:].split(16)]
+    measure = partial(measure_sensitivity, program, coupling, scores, judged, shares=(0.5, 0.2))
+    by_mean, told = measure().curves[0], measure(fit=fit).curves[0]
+    assert by_mean.points[1].error > 0.1
+    assert told.points[1].error < 1e-4  # three channels say the other three
+    assert 0.1 < told.points[2].error < by_mean.points[2].error  # one says one more of them
+    assert measure(fit=fit).fitted == 32
+    whole = measure(fit=fit, compensate=False).curves[0]
+    assert whole == measure(compensate=False).curves[0]
+
+
 def test_the_program_is_left_as_it_was(network, measured) -> None:
     program, coupling, scores, batches = network
     before = copy.deepcopy(program.module.state_dict())
@@ -150,7 +182,7 @@ def test_a_malformed_file_is_refused(tmp_path, text) -> None:
 
 def curves(*points: tuple[int, float], width: int = 4) -> Sensitivity:
     found = tuple(Point(w, e) for w, e in points)
-    return Sensitivity("", "", "", 1, True, (Curve("g", width, found),))
+    return Sensitivity("", "", "", 1, True, 0, (Curve("g", width, found),))
 
 
 def damage(*errors: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from hwprune.capture import Program
 from hwprune.cost import Cost, merged
 from hwprune.errors import BudgetError
 from hwprune.estimate_search import carry_out
-from hwprune.gradual import Gradual
+from hwprune.gradual import Gradual, walk
 from hwprune.latency import Outcome
 from hwprune.mcu_price.bounds import check_memory, check_time, missed
 from hwprune.mcu_price.measure import THREADS, measure_kernels
@@ -29,13 +29,16 @@ from hwprune.mcu_price.memory import Memory, memory_of
 from hwprune.mcu_price.network import Network, build_network
 from hwprune.mcu_price.prepared import McuPrepared, fill_table, open_table
 from hwprune.measure import Measured
+from hwprune.prepare import Prepared
 from hwprune.price import extremes, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Advance, Clock
 from hwprune.quantize.config import QuantConfig
+from hwprune.score import Scores
 from hwprune.solver import network_costs
 from hwprune.table import LatencyTable
 from hwprune.threshold import Weak, discount, without
+from hwprune.trial import Kept
 
 TURNS = 5
 NEAR = 0.95  # of some budget that is used at least, unless nothing more is won by another turn
@@ -109,16 +112,15 @@ class _Search:
 
     def _approach(self) -> None:
         """Score the units again while the network gets narrower, on the way to the limits."""
-        gradual = self.asked.gradual
-        if gradual is None:
-            return
         costs, limits = self._priced()
         dense = {r: sum(cost.at(self.problem.full) for cost in costs[r]) for r in limits}
-        steps = gradual.count(min((v / dense[r] for r, v in limits.items()), default=1.0))
-        for step in range(1, steps):
-            kept = self._solve(step / steps).allocation.kept
-            with self.clock.stage(f"score again, {step} of {steps - 1}") as advance:
-                self.scores = gradual.rescore(self.prepared, self.scores, kept, advance)
+        share = min((v / dense[r] for r, v in limits.items()), default=1.0)
+
+        def kept(_: Prepared, scores: Scores, part: float) -> Kept:
+            return self._allocated(scores, part).kept
+
+        gradual, start = self.asked.gradual, self.prepared
+        _, self.scores, _ = walk(gradual, start, self.scores, share, kept, self.clock)
 
     def _dense(self) -> Network | None:
         """The dense network, if the emulated board has memory for it."""
@@ -253,19 +255,23 @@ class _Search:
         takes = self._takes(network, outcome)
         return max((v / self.limits[r] for r, v in takes.items()), default=1.0)
 
-    def _solve(self, part: float = 1.0) -> Outcome:
-        """The best plan within the limits, or within what is left after a part of the way."""
+    def _solve(self) -> Outcome:
+        """The best plan within the limits."""
+        chosen = self._allocated(self.scores)
+        chosen = replace(chosen, predicted=self._predicted(chosen))
+        return Outcome(chosen, *carry_out(self.prepared, chosen), None)
+
+    def _allocated(self, scores: Scores, part: float = 1.0) -> Allocation:
+        """What keeps most within the limits, or within what is left after a part of the way."""
         costs, limits = self._priced()
         for resource in limits if part < 1 else ():
             dense = sum(cost.at(self.problem.full) for cost in costs[resource])
             limits[resource] = dense * min(limits[resource] / dense, 1.0) ** part
         prepared, weak = self.prepared, self.asked.weak
-        scores = discount(self.scores, weak)
+        scores = discount(scores, weak)
         problem = Problem(scores, prepared.candidates, costs, limits, prepared.gates)
         chosen = allocate(scores, prepared.candidates, costs, limits, gates=prepared.gates)
-        chosen = without(chosen, weak, problem)
-        chosen = replace(chosen, predicted=self._predicted(chosen))
-        return Outcome(chosen, *carry_out(prepared, chosen), None)
+        return without(chosen, weak, problem)
 
     def _priced(self) -> tuple[dict[str, Sequence[Cost]], dict[str, float]]:
         """Costs and limits by resource; every step of the schedule is one of SRAM."""
