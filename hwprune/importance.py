@@ -114,9 +114,10 @@ class Scorer:
     ) -> tuple[Scores, Energies]:
         """Scores that compare between groups, and the energies that they are made of."""
         asked, weighed = self.asked, self.asked.weighed(self.images is not None)
+        images = unjudged(self.images) if weighed else self.images
         energies = find_energies(
-            program, coupling, asked.name(self.images is not None), batches=asked.batches,
-            loss=asked.loss, images=self.images, aggregate=asked.aggregate, seed=asked.seed,
+            program, coupling, asked.name(images is not None), batches=asked.batches,
+            loss=asked.loss, images=images, aggregate=asked.aggregate, seed=asked.seed,
             progress=advance,
         )  # fmt: skip
         scores = compare(energies, coupling, None if weighed else asked.normalize)
@@ -137,6 +138,15 @@ class Scorer:
         if not fit:
             return []
         return [weigh(scores, measure_sensitivity(program, coupling, scores, judged))]
+
+
+def unjudged(images: Tensor | None) -> Tensor | None:
+    """The images to score units by, without those that sensitivity is judged on; all of too few.
+
+    A unit that is silent on all of them looks free on them, and is not on others.
+    """
+    enough = images is not None and len(images) >= INPUTS + BATCH
+    return images[INPUTS:] if enough and images is not None else images
 
 
 def sensitivity_batches(

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 import hwprune
+from hwprune import importance
 from hwprune.capture import capture
 from hwprune.couple import couple
 from hwprune.curves import Sensitivity
 from hwprune.errors import HwpruneError
-from hwprune.importance import Importance
+from hwprune.importance import Importance, unjudged
 from hwprune.score import score
 from tests.small_net import small_net
 
@@ -52,6 +53,32 @@ def test_images_that_judge_are_not_looked_at(network) -> None:
     wanted = score(program, coupling, "wanda", images=seen)
     for name in wanted:
         assert (found[name] == wanted[name]).all()
+
+
+def test_units_are_not_scored_on_what_then_judges_their_groups(network, monkeypatch) -> None:
+    program, coupling = network
+    many = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    seen: dict[str, torch.Tensor] = {}
+    real, measure = importance.find_energies, importance.measure_sensitivity
+
+    def energies(*args, **options):
+        seen["scored"] = options["images"]
+        return real(*args, **options)
+
+    def sensitivity(*args, fit, **options):
+        seen["judged"] = torch.cat([x for (x,), _ in args[3]])
+        seen["fit"] = torch.cat([x for (x,), _ in fit])
+        return measure(*args, fit=fit, **options)
+
+    monkeypatch.setattr(importance, "find_energies", energies)
+    monkeypatch.setattr(importance, "measure_sensitivity", sensitivity)
+    Importance().on(many)(program, coupling, lambda done, total: None)
+    ours = many[[i for i in range(64) if i % 4]]  # the others judge the result
+    assert torch.equal(seen["judged"], ours[:16])
+    assert torch.equal(seen["scored"], ours[16:])
+    assert torch.equal(seen["fit"], ours[16:])
+    assert unjudged(ours[:20]) is not None
+    assert len(unjudged(ours[:20])) == 20  # too few to be set apart
 
 
 def test_groups_compared_by_sensitivity(network) -> None:
