@@ -28,13 +28,13 @@ from hwprune.frontier import Frontier
 from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Advance
-from hwprune.reference import silence_branches
 from hwprune.restore import Moments
 from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
 from hwprune.score.evidence import Read
 from hwprune.score.gather import loss_of
 from hwprune.score.reads import find_reads
+from hwprune.skipped import Skipped
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
 
@@ -122,6 +122,8 @@ class _Runner:
         if compensate:
             found = find_reads(program, coupling).items()
             self.reads = {n: [r for r in some if not (r.output or r.passes)] for n, some in found}
+        told = [inputs for inputs, _ in fit] if compensate else []
+        self.skipped = Skipped(program.module, coupling.branches, told)
         self.fit = range(len(batches), len(batches) + len(fit))
         self.frontier = Frontier(self.module, [inputs for inputs, _ in (*batches, *fit)])
         outputs = [self.frontier.finish(i) for i in range(len(batches))]
@@ -142,12 +144,9 @@ class _Runner:
 
     def points(self, name: str, order: np.ndarray, widths: Sequence[int]) -> Iterator[Point]:
         """The points of a group or branch: at each width the first units of `order` stay."""
-        branches = {b.name: b for b in self.coupling.branches}
-        if name in branches:
-            module = copy.deepcopy(self.program.module)
-            silence_branches(module, [branches[name]])
+        if name in self.skipped.branches:
             yield self._compare(partial(self._run, self.program.module), 1)
-            yield self._compare(partial(self._run, module), 0)
+            yield self._compare(partial(self._skip, name), 0)
             return
         group = self.coupling.group(name)
         self.frontier.advance(self._begin(group))
@@ -163,6 +162,9 @@ class _Runner:
             else:
                 with silenced(self.module, group, order[width:]):
                     yield self._compare(self.frontier.finish, width)
+
+    def _skip(self, name: str, batch: int) -> Any:
+        return self.skipped.run(name, self.batches[batch][0])
 
     def _run(self, module: torch.fx.GraphModule, batch: int) -> Any:
         return module(*self.batches[batch][0])
