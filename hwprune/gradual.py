@@ -72,7 +72,7 @@ class Gradual:
         """
         again = couple(smaller, **asdict(prepared.coupling.forms))
         found = self.scorer(smaller, again, advance)
-        opinions = [found, *self.scorer.others(smaller, again, found), {}]
+        opinions = [found, *self.scorer.others(smaller, again, found, advance), {}]
         return [carry_over(new, scores, kept) for new in opinions]
 
 
@@ -103,15 +103,17 @@ def walk(
     """What to solve for the last step with: candidates near it, scores, and the number of steps.
 
     `share` of the dense network is left by the tightest budget; `solve(near, scores, part)`
-    allocates for a part of the way. Without `gradual` or images it is all as it was, in one step.
+    allocates for a part of the way. Without `gradual` or images, and where one step is asked for,
+    it is all as it was.
     """
-    trials = None if gradual is None else gradual.trials(prepared)
+    trials = None if gradual is None or gradual.steps == 1 else gradual.trials(prepared)
     if gradual is None or trials is None:
         return prepared, scores, 1
     steps, near = gradual.count(share), prepared
     opinions: list[Scores] = [scores]
     if trials.judge and share < 1:
-        opinions += gradual.scorer.others(prepared.program, prepared.coupling, scores)
+        with progress.stage("other opinions") as advance:
+            opinions += gradual.scorer.others(prepared.program, prepared.coupling, scores, advance)
     for step in range(1, steps + 1):
         if step == steps and len(opinions) == 1:
             return near, opinions[0], steps

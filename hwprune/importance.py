@@ -127,7 +127,9 @@ class Scorer:
         found = measure_sensitivity(program, coupling, scores, judged, fit=fit, progress=advance)
         return weigh(scores, found), energies
 
-    def others(self, program: Program, coupling: Coupling, scores: Scores) -> list[Scores]:
+    def others(
+        self, program: Program, coupling: Coupling, scores: Scores, advance: Advance
+    ) -> list[Scores]:
         """Other opinions of the same units, which keep the order that they have in their groups.
 
         One by layers that get the mean of what is gone, where it was told from what stays.
@@ -137,7 +139,8 @@ class Scorer:
         judged, fit = sensitivity_batches(program, self.images, self.asked.batches)
         if not fit:
             return []
-        return [weigh(scores, measure_sensitivity(program, coupling, scores, judged))]
+        found = measure_sensitivity(program, coupling, scores, judged, progress=advance)
+        return [weigh(scores, found)]
 
 
 def unjudged(images: Tensor | None) -> Tensor | None:

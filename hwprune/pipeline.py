@@ -106,7 +106,8 @@ def prune(
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
             brings its own.
         steps: in which units go: between them, with `calibrate`, layers are reconstructed and the
-            units that are left scored again (`hwprune.gradual`). 1 scores once; None takes the
+            units that are left scored again (`hwprune.gradual`), and plans by several opinions
+            of them tried out. 1 scores once and tries nothing; None takes the
             more steps the more goes, where there are a hundred images or more.
         threads: of the compiled network.
         seed: of every random choice.

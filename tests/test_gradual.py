@@ -113,7 +113,7 @@ def test_scores_are_those_of_the_smaller_network(prepared) -> None:
     everything = {g.name: tuple(range(g.width)) for g in prepared.coupling.groups}
     found = gradual.rescore(program, prepared, before, everything, lambda done, total: None)
     fresh = gradual.scorer(program, prepared.coupling, lambda done, total: None)
-    (others,) = gradual.scorer.others(program, prepared.coupling, fresh)
+    (others,) = gradual.scorer.others(program, prepared.coupling, fresh, lambda done, total: None)
     for opinion, wanted in zip(found, (fresh, others, before), strict=True):
         for name in wanted:
             np.testing.assert_allclose(opinion[name], wanted[name], rtol=1e-5)
@@ -122,7 +122,7 @@ def test_scores_are_those_of_the_smaller_network(prepared) -> None:
 
 def test_the_plan_that_does_best_goes_on(prepared, monkeypatch) -> None:
     """The other opinion keeps as much, and the better units."""
-    gradual = asked(1)
+    gradual = asked()
     scores = gradual.scorer(prepared.program, prepared.coupling, lambda done, total: None)
     wrong = {name: -s for name, s in scores.items()}  # the strongest go first
     monkeypatch.setattr(type(gradual.scorer), "others", lambda *_: [scores])
@@ -132,11 +132,13 @@ def test_the_plan_that_does_best_goes_on(prepared, monkeypatch) -> None:
         order = {n: np.argsort(-s, kind="stable") for n, s in some.items()}
         return {n: tuple(sorted(o[: -(-len(o) // 2)].tolist())) for n, o in order.items()}
 
-    near, chosen, steps = walk(gradual, prepared, wrong, 0.5, halves, Silent())
+    near, chosen, steps = walk(gradual, prepared, wrong, 0.9, halves, Silent())
     assert (near, steps) == (prepared, 1)
     assert chosen is scores
-    near, chosen, steps = walk(gradual, prepared, scores, 0.5, halves, Silent())
+    near, chosen, steps = walk(gradual, prepared, scores, 0.9, halves, Silent())
     assert chosen is scores  # the first of equals
+    _, chosen, _ = walk(asked(1), prepared, wrong, 0.9, halves, Silent())
+    assert chosen is wrong  # one step is asked for: nothing is tried
 
 
 def test_few_images_try_nothing_out(prepared) -> None:
