@@ -99,7 +99,8 @@ Steps = Annotated[
     int | None,
     typer.Option(
         help="Steps in which units go, scored again between them (with --calibrate); 1 scores "
-        "once and tries no plan out. Usually the more the more goes, and 1 with fewer than a hundred images."
+        "once and tries no plan out. Usually the more the more goes, and 1 with fewer than a "
+        "hundred images."
     ),
 ]
 RecoverWith = Annotated[

@@ -6,6 +6,7 @@ its own share of the batches; all stop together where one of them cannot go on.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -87,4 +88,5 @@ def distributed() -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
+        gc.collect()  # reducers of networks that are done go before the group they belong to
         dist.destroy_process_group()
