@@ -32,8 +32,7 @@ def make_plans(
     import hwprune
     from benchmarks.aware_vs_blind import Subject, blind, price
     from examples.models import build, example_input
-    from hwprune.estimate_search import carry_out
-    from hwprune.prepare import prepare
+    from hwprune.prepare import carry_out, prepare
     from hwprune.problem import Problem
     from hwprune.score import score
 
@@ -47,7 +46,7 @@ def make_plans(
     costs, widths = priced.costs, aware.outcome.allocation.widths()
     counted = blind(subject, MACS, prepared.macs, costs, price(costs, widths))
     problem = Problem(subject.scores, prepared.candidates, {}, {}, prepared.gates)
-    plan, _ = carry_out(prepared, problem.allocation(counted, 0.0, 0.0))
+    plan, _ = carry_out(prepared, problem.allocation(counted, 0.0, 0.0).kept)
     programs = {
         "hwprune_dense": aware.dense,
         AWARE: aware.program,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from hwprune.rules.movement import is_view, is_written, mutates
 
 _Nodes = set[fx.Node]
 _Names = Mapping[str, frozenset[str]]
+
+
+def parts(branch: Branch, add: fx.Node, given: Sequence[Any]) -> tuple[Any, Any]:
+    """x and f(x) among what the sum x + f(x) is given."""
+    sides: Any = add.args[:2]
+    at = [side.name for side in sides].index(branch.output)
+    return given[1 - at], given[at]
 
 
 def find_branches(graph: fx.Graph, coupling: Coupling) -> tuple[Branch, ...]:

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 
 from hwprune.budget import Budget
 from hwprune.calibrate import fit
-from hwprune.capture import Program, fingerprint
+from hwprune.capture import Program
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate, describe_model, estimate_network
 from hwprune.gradual import Gradual, approach_latency
 from hwprune.obtain import open_table
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels
+from hwprune.prepare import Prepared, carry_out, measure_kernels
 from hwprune.price import latency_costs
 from hwprune.problem import Allocation
 from hwprune.progress import Progress
 from hwprune.reach import check_latency
-from hwprune.rewrite import rewrite
 from hwprune.solver import Solver
 from hwprune.turns import Turns
 
@@ -73,7 +72,7 @@ def meet_by_prediction(
             calibration = turns.calibration
             with progress.stage(f"search, turn {turns.done + 1}"):
                 chosen = solver.solve(costs, calibration, goal_us)
-                plan, program = carry_out(prepared, chosen)
+                plan, program = carry_out(prepared, chosen.kept, chosen.predicted)
                 widths = chosen.widths()
                 pruned = estimate_network(program, target, threads, table, costs, widths)
             total = sum(cost.at(widths) for cost in costs)
@@ -85,13 +84,6 @@ def meet_by_prediction(
             best = _better(best, Found(chosen, plan, program, estimate, steps), goal_us)
     assert best is not None
     return best
-
-
-def carry_out(prepared: Prepared, chosen: Allocation) -> tuple[Plan, Program]:
-    """The plan of an allocation, and the smaller program."""
-    forms = prepared.coupling.forms
-    plan = Plan(fingerprint(prepared.program), chosen.kept, dict(chosen.predicted), forms)
-    return plan, rewrite(prepared.program, prepared.coupling, plan)
 
 
 def _better(best: Found | None, new: Found, goal_us: float) -> Found:

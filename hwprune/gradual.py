@@ -10,13 +10,12 @@ there are several opinions of it, and the plan of each is tried out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hwprune.budget import MACS, PARAMS
 from hwprune.calibrate import Calibration
 from hwprune.cost import Cost
 from hwprune.couple import couple
@@ -192,11 +191,13 @@ def least_share(solver: Solver, latency_share: float = 1.0) -> float:
 
 def _eased(solver: Solver, part: float) -> Solver:
     """With budgets of MACs and parameters of this part of the way."""
-    dense = {r: solver.prepared.dense(r) for r in (MACS, PARAMS) if r in solver.fixed}
-    eased = {
-        r: dense[r] * min(amount / dense[r], 1.0) ** part for r, amount in solver.fixed.items()
-    }
-    return replace(solver, fixed=eased)
+    dense = {r: solver.prepared.dense(r) for r in solver.fixed}
+    return replace(solver, fixed=ease(solver.fixed, dense, part))
+
+
+def ease(amounts: Mapping[str, float], dense: Mapping[str, float], part: float) -> dict[str, float]:
+    """Budgets by resource at this part of the way from what the dense network takes."""
+    return {r: dense[r] * min(amount / dense[r], 1.0) ** part for r, amount in amounts.items()}
 
 
 def check_steps(steps: Any, images: bool) -> int | None:

@@ -19,7 +19,6 @@ from hwprune.calibrate import Calibration
 from hwprune.capture import Program
 from hwprune.cost import Cost
 from hwprune.errors import HwpruneError
-from hwprune.estimate_search import carry_out
 from hwprune.forms import Forms
 from hwprune.gradual import Gradual, approach_latency
 from hwprune.importance import Importance
@@ -28,7 +27,7 @@ from hwprune.int8_price import measure_int8
 from hwprune.mcu_price.sites import sized
 from hwprune.measure import Measured
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, prepare
+from hwprune.prepare import Prepared, carry_out, prepare
 from hwprune.price import latency_costs, required
 from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
@@ -170,7 +169,7 @@ class _Search:
             calibration = turns.calibration
             with self.clock.stage(f"search, turn {turns.done + 1}"):
                 chosen, narrowest = solver.aim(costs, calibration, goal_us)
-                plan, program = carry_out(self.prepared, chosen)
+                plan, program = carry_out(self.prepared, chosen.kept, chosen.predicted)
             with self.clock.stage(f"compile, turn {turns.done + 1}"):
                 built = self._build(program)
                 ratio = float(ratios(in_turn((dense.artifact, built.artifact), ROUNDS))[1])

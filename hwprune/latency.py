@@ -27,11 +27,11 @@ from hwprune.calibrate import (
 from hwprune.capture import Program, fingerprint
 from hwprune.cost import Cost
 from hwprune.estimate import Estimate
-from hwprune.estimate_search import carry_out, meet_by_prediction
+from hwprune.estimate_search import meet_by_prediction
 from hwprune.gradual import Gradual, approach, approach_latency, least_share
 from hwprune.measure import Measured
 from hwprune.plan import Plan
-from hwprune.prepare import Prepared, measure_kernels
+from hwprune.prepare import Prepared, carry_out, measure_kernels
 from hwprune.price import Sources, count_sources, latency_costs
 from hwprune.problem import Allocation
 from hwprune.progress import Progress
@@ -117,7 +117,7 @@ def search(
     with progress.stage("allocate"):
         chosen = near.count()
     with progress.stage("rewrite"):
-        plan, program = carry_out(prepared, chosen)
+        plan, program = carry_out(prepared, chosen.kept, chosen.predicted)
     return Outcome(chosen, plan, program, None, None, steps)
 
 
@@ -234,7 +234,7 @@ class _Loop:
             calibration = turns.calibration
             with self.progress.stage(f"search, turn {turns.done + 1}"):
                 chosen, narrowest = self.solver.aim(costs, calibration, goal_us)
-                plan, program = carry_out(prepared, chosen)
+                plan, program = carry_out(prepared, chosen.kept, chosen.predicted)
             with self.progress.stage(f"compile, turn {turns.done + 1}"):
                 pruned = Network(build(program, prepared.target, prepared.threads), program)
                 pair = bench.pair(dense, pruned)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprune.budget import MACS
-from hwprune.capture import Program, specialize
+from hwprune.capture import Program, fingerprint, specialize
 from hwprune.cost import Cost
 from hwprune.counted import macs_costs, params_costs
 from hwprune.couple import couple
@@ -21,9 +21,11 @@ from hwprune.lower.limits import check_calls
 from hwprune.lower.spec import Workload
 from hwprune.measure import Measured
 from hwprune.obtain import obtain, open_table
+from hwprune.plan import Plan
 from hwprune.price import finer, required
 from hwprune.progress import Advance
 from hwprune.remote.measure import BoardTable
+from hwprune.rewrite import rewrite
 from hwprune.table import LatencyTable
 from hwprune.target import Target
 from hwprune.workload import Site, sites, width_candidates
@@ -108,6 +110,17 @@ def narrowed(prepared: Prepared, widths: Mapping[str, int]) -> Prepared:
         macs=macs_costs(prepared.sites, candidates),
         params=_params_costs(prepared.program, coupling, candidates),
     )
+
+
+def carry_out(
+    prepared: Prepared,
+    kept: Mapping[str, tuple[int, ...]],
+    predicted: Mapping[str, float] | None = None,
+) -> tuple[Plan, Program]:
+    """The plan that keeps these units, with what it is predicted to take; the smaller program."""
+    program, coupling = prepared.program, prepared.coupling
+    plan = Plan(fingerprint(program), kept, dict(predicted or {}), coupling.forms)
+    return plan, rewrite(program, coupling, plan)
 
 
 def _params_costs(

@@ -44,7 +44,7 @@ class Moments:
     def restore(self, gone: Tensor) -> Restore:
         """What puts into a value what is known of the channels `gone`, (n,) int64."""
         mean = self.total / self.count
-        if not self.joint or len(gone) == len(mean):
+        if not self.joint or len(gone) in (0, len(mean)):
             return partial(_constant, self.dim, gone, mean[gone])
         kept = torch.ones(len(mean), dtype=torch.bool).index_fill_(0, gone, False).nonzero()[:, 0]
         covariance = self.outer / self.count - mean[:, None] * mean

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from hwprune.coupling import Coupling, Group
 from hwprune.curves import Curve, Point, Sensitivity
@@ -28,6 +27,7 @@ from hwprune.frontier import Frontier
 from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Advance
+from hwprune.recover.fidelity import OutputError, numbers
 from hwprune.restore import Moments
 from hwprune.rewrite import rewrite
 from hwprune.score import Batch, Loss, Scores
@@ -119,15 +119,15 @@ class _Runner:
         self.batches, self.loss = batches, loss
         self.module = copy.deepcopy(program.module)
         self.reads: dict[str, list[Read]] = {}
+        fit = fit if compensate else ()
         if compensate:
             found = find_reads(program, coupling).items()
             self.reads = {n: [r for r in some if not (r.output or r.passes)] for n, some in found}
-        told = [inputs for inputs, _ in fit] if compensate else []
-        self.skipped = Skipped(program.module, coupling.branches, told)
+        self.skipped = Skipped(program.module, coupling.branches, [inputs for inputs, _ in fit])
         self.fit = range(len(batches), len(batches) + len(fit))
         self.frontier = Frontier(self.module, [inputs for inputs, _ in (*batches, *fit)])
         outputs = [self.frontier.finish(i) for i in range(len(batches))]
-        self.whole = [_numbers(some) for some in outputs]
+        self.whole = [numbers(some) for some in outputs]
         if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
             raise HwpruneError("the network's outputs are not finite", where=program.name)
         for i, some in enumerate(outputs if loss is not None else ()):
@@ -146,7 +146,7 @@ class _Runner:
         """The points of a group or branch: at each width the first units of `order` stay."""
         if name in self.skipped.branches:
             yield self._compare(partial(self._run, self.program.module), 1)
-            yield self._compare(partial(self._skip, name), 0)
+            yield self._compare(partial(self._run, self.skipped.without(name)), 0)
             return
         group = self.coupling.group(name)
         self.frontier.advance(self._begin(group))
@@ -163,11 +163,8 @@ class _Runner:
                 with silenced(self.module, group, order[width:]):
                     yield self._compare(self.frontier.finish, width)
 
-    def _skip(self, name: str, batch: int) -> Any:
-        return self.skipped.run(name, self.batches[batch][0])
-
-    def _run(self, module: torch.fx.GraphModule, batch: int) -> Any:
-        return module(*self.batches[batch][0])
+    def _run(self, network: Callable[..., Any], batch: int) -> Any:
+        return network(*self.batches[batch][0])
 
     def _moments(self, name: str) -> list[tuple[Read, Moments]]:
         """What the inputs show where layers that stay read a group; none if it is read nowhere."""
@@ -195,31 +192,24 @@ class _Runner:
 
     def _compare(self, run: Callable[[int], Any], width: int) -> Point:
         """A point, from a function that gives the outputs of a batch."""
-        wrong, size, lost, right, count = 0.0, 0.0, 0.0, 0, 0
+        error = OutputError()
+        lost, right, count = 0.0, 0, 0
         for i, (inputs, labels) in enumerate(self.batches):
             with torch.no_grad():
                 outputs = run(i)
-            for y, y0 in zip(_numbers(outputs), self.whole[i], strict=True):
-                wrong += float((y - y0).square().sum())
-                size += float(y0.square().sum())
+            error.add(outputs, self.whole[i])
             if self.loss is not None:
                 count += len(inputs[0])
                 lost += float(self.loss(outputs, labels)) * len(inputs[0])
                 right += _right(outputs, labels)
-        error = wrong / max(size, 1e-300)
         if self.loss is None:
-            return Point(width, error)
-        return Point(width, error, lost / count, right / count if right >= 0 else None)
+            return Point(width, error.value)
+        return Point(width, error.value, lost / count, right / count if right >= 0 else None)
 
 
 def _channels(read: Read, units: np.ndarray) -> Tensor:
     """Where these units are in what a layer reads."""
     return torch.from_numpy(read.index[units].reshape(-1))
-
-
-def _numbers(outputs: Any) -> list[Tensor]:
-    leaves = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
-    return [y.detach().double() for y in leaves if y.is_floating_point()]
 
 
 def _right(outputs: Any, labels: Any) -> int:

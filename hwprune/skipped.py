@@ -6,15 +6,18 @@ the same of x by least squares; without inputs to fit on, f(x) is nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from hwprune.branches import parts
 from hwprune.coupling import Branch
 from hwprune.restore import Moments
+
+_Told = Callable[[Tensor], Tensor]
 
 
 class Skipped:
@@ -29,10 +32,11 @@ class Skipped:
         self.module, self.fit = module, fit
         self.branches = {b.name: b for b in branches}
 
-    def run(self, name: str, inputs: Sequence[Tensor]) -> Any:
-        """The outputs without the branch of this name."""
+    def without(self, name: str) -> Callable[..., Any]:
+        """The network without the branch of this name: a function of its inputs."""
         branch = self.branches[name]
-        return _Without(self.module, branch, self._moments.get(branch.add)).run(*inputs)
+        moments = self._moments.get(branch.add)
+        return _Without(self.module, branch, None if moments is None else _told(moments)).run
 
     @cached_property
     def _moments(self) -> dict[str, Moments]:
@@ -56,7 +60,7 @@ class _Looking(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         if n.name in self.adds:
-            x, f = _parts(self, n, self.adds[n.name])
+            x, f = parts(self.adds[n.name], n, self.fetch_args_kwargs_from_env(n)[0])
             if x.shape == f.shape:
                 moments = self.found.setdefault(n.name, Moments(_channels(x), joint=True))
                 moments.add(torch.cat([x, f], moments.dim))
@@ -66,29 +70,23 @@ class _Looking(fx.Interpreter):
 class _Without(fx.Interpreter):
     """Runs a graph in which a sum is its shortcut alone, corrected."""
 
-    def __init__(self, module: fx.GraphModule, branch: Branch, moments: Moments | None) -> None:
+    def __init__(self, module: fx.GraphModule, branch: Branch, told: _Told | None) -> None:
         super().__init__(module)
-        self.branch, self.moments = branch, moments
+        self.branch, self.told = branch, told
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         if n.name != self.branch.add:
             return super().run_node(n)
-        x, f = _parts(self, n, self.branch)
-        if self.moments is None:
-            return x + 0 * f
-        dim, width = self.moments.dim, x.shape[self.moments.dim]
-        gone = torch.arange(width, 2 * width)
-        told = self.moments.restore(gone)(torch.cat([x, torch.zeros_like(f)], dim))
-        return x + told.narrow(dim, width, width)
+        x, f = parts(self.branch, n, self.fetch_args_kwargs_from_env(n)[0])
+        return x + (0 * f if self.told is None else self.told(x))
 
 
-def _parts(run: fx.Interpreter, add: fx.Node, branch: Branch) -> tuple[Tensor, Tensor]:
-    """x and f(x) of a sum."""
-    args, _ = run.fetch_args_kwargs_from_env(add)
-    named = [a.name if isinstance(a, fx.Node) else "" for a in add.args[:2]]
-    at = named.index(branch.output)
-    return args[1 - at], args[at]
+def _told(moments: Moments) -> _Told:
+    """What x, the first half of the channels of these moments, tells of f(x), the second."""
+    dim, width = moments.dim, len(moments.total) // 2
+    restore = moments.restore(torch.arange(width, 2 * width))
+    return lambda x: restore(torch.cat([x, torch.zeros_like(x)], dim)).narrow(dim, width, width)
 
 
 def _channels(value: Tensor) -> int:

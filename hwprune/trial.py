@@ -11,19 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from hwprune.plan import Plan
-from hwprune.prepare import Prepared
-from hwprune.program import Program, fingerprint
+from hwprune.prepare import Prepared, carry_out
+from hwprune.program import Program
 from hwprune.progress import Advance
 from hwprune.recover import reconstruct
+from hwprune.recover.fidelity import OutputError, numbers
 from hwprune.recover.sweep import as_batches
-from hwprune.rewrite import kept_indices, rewrite
+from hwprune.rewrite import kept_indices
 
 JUDGES, PART = 64, 4  # images that judge: at most so many, one of so many
 LEAST = 32  # images; fewer are reconstructed from, and judge nothing
@@ -63,15 +61,11 @@ class Trials:
 
     def reconstructed(self, kept: Kept) -> Program:
         """The smaller network, its layers corrected from the images that do not judge."""
-        coupling, program = self.prepared.coupling, self.prepared.program
-        plan = Plan(fingerprint(program), kept, {}, coupling.forms)
-        return reconstruct(
-            program,
-            rewrite(program, coupling, plan),
-            kept_indices(coupling, plan, program),
-            self.images[self._judges :].split(AT_ONCE),
-            seed=self.seed,
-        ).program
+        dense = self.prepared.program
+        plan, smaller = carry_out(self.prepared, kept)
+        indices = kept_indices(self.prepared.coupling, plan, dense)
+        images = self.images[self._judges :].split(AT_ONCE)
+        return reconstruct(dense, smaller, indices, images, seed=self.seed).program
 
     @property
     def _judges(self) -> int:
@@ -82,16 +76,13 @@ class Trials:
         return as_batches(self.images[: self._judges].split(AT_ONCE), self.prepared.program)
 
     @cached_property
-    def _whole(self) -> list[Tensor]:
-        return self._outputs(self.prepared.program)
-
-    def _outputs(self, program: Program) -> list[Tensor]:
+    def _whole(self) -> list[list[Tensor]]:
         with torch.no_grad():
-            found: list[Any] = [program.module(*batch) for batch in self._batches]
-        leaves = (y for y in tree_leaves(found) if isinstance(y, Tensor))
-        return [y.double() for y in leaves if y.is_floating_point()]
+            return [numbers(self.prepared.program.module(*batch)) for batch in self._batches]
 
     def _error(self, program: Program) -> float:
-        pairs = list(zip(self._outputs(program), self._whole, strict=True))
-        wrong = sum(float((y - y0).square().sum()) for y, y0 in pairs)
-        return wrong / max(sum(float(y0.square().sum()) for _, y0 in pairs), 1e-300)
+        error = OutputError()
+        with torch.no_grad():
+            for batch, whole in zip(self._batches, self._whole, strict=True):
+                error.add(program.module(*batch), whole)
+        return error.value

@@ -18,7 +18,6 @@ from examples import tiny
 from hwprune.budget import FLASH, SRAM, parse_budget
 from hwprune.capture import Program, capture
 from hwprune.errors import BudgetError, HwpruneError, LoweringError
-from hwprune.estimate_search import carry_out
 from hwprune.forms import Forms
 from hwprune.lower.mcu.model import lower_to_c
 from hwprune.lower.spec import TensorSpec, Workload
@@ -33,8 +32,8 @@ from hwprune.mcu_price.prepared import McuPrepared, prepare_mcu
 from hwprune.mcu_price.sites import sized
 from hwprune.mcu_program import make_vectors, random_inputs, run_on_emulator
 from hwprune.model_ref import example_inputs
+from hwprune.prepare import carry_out
 from hwprune.price import latency_costs, required
-from hwprune.problem import Allocation
 from hwprune.progress import Clock
 from hwprune.provenance import provenance_of
 from hwprune.quantize.quantizer import Quantized, quantize_program
@@ -89,7 +88,7 @@ def pruned(ready: McuPrepared, widths: dict[str, int]) -> Quantized:
 
 def smaller(ready: McuPrepared, widths: dict[str, int]) -> Program:
     kept = {name: tuple(range(width)) for name, width in widths.items()}
-    return carry_out(ready.prepared, Allocation(kept, 0.0, 0.0, 0.0, 0.0, {}))[1]
+    return carry_out(ready.prepared, kept)[1]
 
 
 def workloads(quantized: Quantized) -> list[Workload]:

@@ -65,7 +65,7 @@ def test_without_inputs_to_fit_on_the_branch_is_nothing() -> None:
     _, bare, _ = made(net)
     (name,) = bare.branches
     with torch.no_grad():
-        torch.testing.assert_close(bare.run(name, (X[:4],)), without(net, X[:4]))
+        torch.testing.assert_close(bare.without(name)(X[:4]), without(net, X[:4]))
 
 
 @pytest.mark.parametrize("linear", [True, False])
@@ -77,7 +77,7 @@ def test_what_the_shortcut_tells_of_the_branch(linear) -> None:
     judged = X[:16]
     with torch.no_grad():
         whole = program.module(judged)
-        nothing, something = (s.run(name, (judged,)) for s in (bare, told))
+        nothing, something = (s.without(name)(judged) for s in (bare, told))
     if linear:  # nothing is lost
         assert error(something, whole) < 1e-3 < error(nothing, whole)
     else:
@@ -90,4 +90,4 @@ def test_channels_of_sequences() -> None:
     program, _, told = made(Tokens(), x)
     (name,) = told.branches
     with torch.no_grad():
-        assert error(told.run(name, (x[:16],)), program.module(x[:16])) < 1e-2
+        assert error(told.without(name)(x[:16]), program.module(x[:16])) < 1e-2

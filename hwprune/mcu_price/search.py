@@ -20,8 +20,7 @@ from hwprune.calibrate import Calibration
 from hwprune.capture import Program
 from hwprune.cost import Cost, merged
 from hwprune.errors import BudgetError
-from hwprune.estimate_search import carry_out
-from hwprune.gradual import Gradual, walk
+from hwprune.gradual import Gradual, ease, walk
 from hwprune.latency import Outcome
 from hwprune.mcu_price.bounds import check_memory, check_time, missed
 from hwprune.mcu_price.measure import THREADS, measure_kernels
@@ -29,7 +28,7 @@ from hwprune.mcu_price.memory import Memory, memory_of
 from hwprune.mcu_price.network import Network, build_network
 from hwprune.mcu_price.prepared import McuPrepared, fill_table, open_table
 from hwprune.measure import Measured
-from hwprune.prepare import Prepared
+from hwprune.prepare import Prepared, carry_out
 from hwprune.price import extremes, latency_costs
 from hwprune.problem import Allocation, Problem
 from hwprune.progress import Advance, Clock
@@ -113,7 +112,7 @@ class _Search:
     def _approach(self) -> None:
         """Score the units again while the network gets narrower, on the way to the limits."""
         costs, limits = self._priced()
-        dense = {r: sum(cost.at(self.problem.full) for cost in costs[r]) for r in limits}
+        dense = self._whole(costs, limits)
         share = min((v / dense[r] for r, v in limits.items()), default=1.0)
 
         def kept(_: Prepared, scores: Scores, part: float) -> Kept:
@@ -259,19 +258,24 @@ class _Search:
         """The best plan within the limits."""
         chosen = self._allocated(self.scores)
         chosen = replace(chosen, predicted=self._predicted(chosen))
-        return Outcome(chosen, *carry_out(self.prepared, chosen), None)
+        return Outcome(chosen, *carry_out(self.prepared, chosen.kept, chosen.predicted), None)
 
     def _allocated(self, scores: Scores, part: float = 1.0) -> Allocation:
         """What keeps most within the limits, or within what is left after a part of the way."""
         costs, limits = self._priced()
-        for resource in limits if part < 1 else ():
-            dense = sum(cost.at(self.problem.full) for cost in costs[resource])
-            limits[resource] = dense * min(limits[resource] / dense, 1.0) ** part
+        if part < 1:
+            limits = ease(limits, self._whole(costs, limits), part)
         prepared, weak = self.prepared, self.asked.weak
         scores = discount(scores, weak)
         problem = Problem(scores, prepared.candidates, costs, limits, prepared.gates)
         chosen = allocate(scores, prepared.candidates, costs, limits, gates=prepared.gates)
         return without(chosen, weak, problem)
+
+    def _whole(
+        self, costs: Mapping[str, Sequence[Cost]], limits: Mapping[str, float]
+    ) -> dict[str, float]:
+        """What the dense network takes of what is limited."""
+        return {r: sum(cost.at(self.problem.full) for cost in costs[r]) for r in limits}
 
     def _priced(self) -> tuple[dict[str, Sequence[Cost]], dict[str, float]]:
         """Costs and limits by resource; every step of the schedule is one of SRAM."""

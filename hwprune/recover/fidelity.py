@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,31 @@ def fidelity(
     if count == 0:
         raise ValueError("no images to compare on")
     return {"top1_agreement": agree / count, "cosine": cosine / count}
+
+
+@dataclass
+class OutputError:
+    """|y - y0|^2 / |y0|^2 over all numbers of the outputs y, those of the whole network y0."""
+
+    wrong: float = 0.0
+    size: float = 0.0
+
+    def add(self, outputs: Any, whole: Sequence[Tensor]) -> None:
+        """Add a batch's outputs; `whole` are the `numbers` of the whole network's."""
+        for y, y0 in zip(numbers(outputs), whole, strict=True):
+            self.wrong += float((y - y0).square().sum())
+            self.size += float(y0.square().sum())
+
+    @property
+    def value(self) -> float:
+        """Of all that was added."""
+        return self.wrong / max(self.size, 1e-300)
+
+
+def numbers(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors among outputs, float64."""
+    leaves = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
+    return [y.detach().double() for y in leaves if y.is_floating_point()]
 
 
 def _rows(output: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hwprune.branches import parts
 from hwprune.coupling import Coupling, Group
 from hwprune.errors import HwpruneError
 from hwprune.program import Program, get_tensor
@@ -225,9 +226,8 @@ class _Looking(fx.Interpreter):
         """Run one node."""
         if n.name in self.adds:
             branch = self.adds[n.name]
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            given = [a.name for a in n.args[:2] if isinstance(a, fx.Node)]
-            part = args[given.index(branch.output)].double().square().mean()
+            _, added = parts(branch, n, self.fetch_args_kwargs_from_env(n)[0])
+            part = added.double().square().mean()
         result = super().run_node(n)
         if n.name in self.adds:
             share = float(part / result.double().square().mean().clamp_min(1e-300))
