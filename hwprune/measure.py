@@ -15,20 +15,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from hwprune.errors import HwpruneError
 from hwprune.lower.spec import TensorSpec, Workload
+from hwprune.quiet import SECONDS, quietest
 from hwprune.table import LatencyTable, Row
 from hwprune.target import Target, check_runnable
 from hwprune.tvm_runtime import load_tvm, set_threads
 
 BATCH = 24  # kernels compiled into one module
 WARM_UP = 2  # rounds
-ROUNDS = (5, 31)  # at least, at most
-KERNEL_SECONDS = 0.05  # per kernel of a batch; more rounds only within this
+ROUNDS = (5, 31)  # at least; and so many are enough once `SECONDS` have passed
+KERNEL_SECONDS = 0.05  # per kernel of a batch; more rounds than the least only within this
 FAR_CACHES = 4  # weights of this many second-level caches pass between two uses of a kernel's
 MOST_COPIES = 32
 
@@ -172,8 +174,11 @@ def time_together(workloads: Sequence[Workload], target: Target, threads: int) -
 def timed_rows(
     workloads: Sequence[Workload], threads: int, times: np.ndarray, versions: str = ""
 ) -> list[Row]:
-    """The rows of kernels timed together; `times` are (rounds, kernels) microseconds."""
-    p10, median, p90 = np.percentile(times, [10, 50, 90], axis=0)
+    """The rows of kernels timed together, of their quietest moments.
+
+    `times` are (rounds, kernels) microseconds.
+    """
+    p10, median, p90 = np.percentile(quietest(times), [10, 50, 90], axis=0)
     return [
         Row(workload, threads, float(m), float(low), float(high), len(times), versions=versions)
         for workload, m, low, high in zip(workloads, median, p10, p90, strict=True)
@@ -193,12 +198,14 @@ def time_rounds(
 
     `launches[i](round)` is timed right after `prepare[i]()`, which is not.
     """
-    least, most = ROUNDS
-    deadline = time.perf_counter() + KERNEL_SECONDS * len(launches)
+    least, enough = ROUNDS
+    longest = max(KERNEL_SECONDS * len(launches), SECONDS)
     rows: list[list[float]] = []
     with _no_garbage_collection():
-        for number in range(WARM_UP + most):
-            if number >= WARM_UP + least and time.perf_counter() > deadline:
+        started = time.perf_counter()
+        for number in count():
+            done, taken = number - WARM_UP, time.perf_counter() - started
+            if done >= least and taken > (SECONDS if done >= enough else longest):
                 break
             row = []
             for launch, ready in zip(launches, prepare, strict=True):
@@ -230,13 +237,13 @@ def _time_module(module: Any, target: Target) -> np.ndarray:
     """Time all kernels of a module in turn: (rounds, kernels) microseconds."""
     arena = _Arena(module.workloads, module.lanes)
     arguments = [module.random_arguments(i) for i in range(len(module.workloads))]
-    counts = [len(workload.inputs) for workload in module.workloads]
-    pairs = list(zip(arguments, counts, strict=True))
-    weights = [[t.numpy() for t in given[count:-1]] for given, count in pairs]
+    arities = [len(workload.inputs) for workload in module.workloads]
+    pairs = list(zip(arguments, arities, strict=True))
+    weights = [[t.numpy() for t in given[arity:-1]] for given, arity in pairs]
     copies = weight_copies(sum(w.nbytes for group in weights for w in group), target)
     launches, prepare = [], []
-    for i, (given, count) in enumerate(pairs):
-        inputs, output, ready = arena.place(module.workloads[i], given[:count], given[-1])
+    for i, (given, arity) in enumerate(pairs):
+        inputs, output, ready = arena.place(module.workloads[i], given[:arity], given[-1])
         turns = [(*inputs, *(_tensor(w) for w in weights[i]), output) for _ in range(copies)]
         launches.append(_launcher(module.library[f"k{i}"], turns))
         prepare.append(ready)

@@ -123,7 +123,7 @@ class _Runner:
         if compensate:
             found = find_reads(program, coupling).items()
             self.reads = {n: [r for r in some if not (r.output or r.passes)] for n, some in found}
-        self.skipped = Skipped(program.module, coupling.branches, [inputs for inputs, _ in fit])
+        self.skipped = Skipped(program.module, coupling, [inputs for inputs, _ in fit])
         self.fit = range(len(batches), len(batches) + len(fit))
         self.frontier = Frontier(self.module, [inputs for inputs, _ in (*batches, *fit)])
         outputs = [self.frontier.finish(i) for i in range(len(batches))]

@@ -6,7 +6,7 @@ the same of x by least squares; without inputs to fit on, f(x) is nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from hwprune.branches import parts
-from hwprune.coupling import Branch
+from hwprune.coupling import Branch, Coupling
 from hwprune.restore import Moments
 
 _Told = Callable[[Tensor], Tensor]
@@ -26,11 +26,11 @@ class Skipped:
     def __init__(
         self,
         module: fx.GraphModule,
-        branches: Sequence[Branch],
+        coupling: Coupling,
         fit: Sequence[Sequence[Tensor]] = (),
     ) -> None:
-        self.module, self.fit = module, fit
-        self.branches = {b.name: b for b in branches}
+        self.module, self.coupling, self.fit = module, coupling, fit
+        self.branches = {b.name: b for b in coupling.branches}
 
     def without(self, name: str) -> Callable[..., Any]:
         """The network without the branch of this name: a function of its inputs."""
@@ -41,10 +41,9 @@ class Skipped:
     @cached_property
     def _moments(self) -> dict[str, Moments]:
         found: dict[str, Moments] = {}
-        adds = {b.add: b for b in self.branches.values()}
         with torch.no_grad():
             for inputs in self.fit:
-                _Looking(self.module, adds, found).run(*inputs)
+                _Looking(self.module, self.coupling, found).run(*inputs)
         return found
 
 
@@ -52,17 +51,19 @@ class _Looking(fx.Interpreter):
     """Adds what sums of branches are made of to moments, x before f(x)."""
 
     def __init__(
-        self, module: fx.GraphModule, adds: Mapping[str, Branch], found: dict[str, Moments]
+        self, module: fx.GraphModule, coupling: Coupling, found: dict[str, Moments]
     ) -> None:
         super().__init__(module)
-        self.adds, self.found = adds, found
+        self.coupling, self.found = coupling, found
+        self.adds = {b.add: b for b in coupling.branches}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         if n.name in self.adds:
             x, f = parts(self.adds[n.name], n, self.fetch_args_kwargs_from_env(n)[0])
             if x.shape == f.shape:
-                moments = self.found.setdefault(n.name, Moments(_channels(x), joint=True))
+                dim = _channels(self.coupling, n.name, x.ndim)
+                moments = self.found.setdefault(n.name, Moments(dim, joint=True))
                 moments.add(torch.cat([x, f], moments.dim))
         return super().run_node(n)
 
@@ -89,6 +90,8 @@ def _told(moments: Moments) -> _Told:
     return lambda x: restore(torch.cat([x, torch.zeros_like(x)], dim)).narrow(dim, width, width)
 
 
-def _channels(value: Tensor) -> int:
-    """Maps have their channels second, sequences last."""
-    return 1 if value.ndim == 4 else value.ndim - 1
+def _channels(coupling: Coupling, add: str, ndim: int) -> int:
+    """The dimension of a sum that has units; where none has, maps have channels second."""
+    axes = {d: coupling.axes.get((add, d)) for d in range(ndim)}
+    of_units = [d for d, axis in axes.items() if axis is not None and (axis.units >= 0).any()]
+    return of_units[0] if of_units else 1 if ndim == 4 else ndim - 1

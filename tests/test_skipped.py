@@ -37,16 +37,29 @@ class Tokens(nn.Module):
         return x + self.g(self.f(x))
 
 
+class Signal(nn.Module):
+    """The same of signals, whose channels come second, as those of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 5, 3)
+        self.f, self.g = nn.Conv1d(4, 6, 1), nn.Conv1d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.g(self.f(x)))
+
+
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def made(net: nn.Module, x: Tensor = X) -> tuple[Program, Skipped, Skipped]:
     """The program, and its runs with and without inputs to fit on."""
     program = capture(net.eval(), (x[:2],))
-    branches = couple(program, branches=True).branches
-    assert len(branches) == 1
+    coupling = couple(program, branches=True)
+    assert len(coupling.branches) == 1
     module = program.module
-    return program, Skipped(module, branches), Skipped(module, branches, [(x[16:],)])
+    return program, Skipped(module, coupling), Skipped(module, coupling, [(x[16:],)])
 
 
 def without(net: Residual, x: Tensor) -> Tensor:
@@ -84,10 +97,11 @@ def test_what_the_shortcut_tells_of_the_branch(linear) -> None:
         assert 1e-3 < error(something, whole) < 0.7 * error(nothing, whole)
 
 
-def test_channels_of_sequences() -> None:
+@pytest.mark.parametrize(("net", "shape"), [(Tokens, (5, 4)), (Signal, (3, 40))])
+def test_channels_of_sequences_and_signals(net: type[nn.Module], shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    x = torch.randn(32, 5, 4)
-    program, _, told = made(Tokens(), x)
+    x = torch.randn(32, *shape)
+    program, _, told = made(net(), x)
     (name,) = told.branches
     with torch.no_grad():
         assert error(told.without(name)(x[:16]), program.module(x[:16])) < 1e-2

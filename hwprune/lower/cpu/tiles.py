@@ -18,7 +18,8 @@ class Pipes:
     A broadcast takes a load of its own, of which one a cycle runs. With `lane_operand` a multiply-
     add takes its value from a lane, of one of the first `lane_registers`: values that lie side by
     side are loaded as a vector and held, and fill registers meanwhile. Where `in_order` loads wait
-    for their turn among the multiply-adds, and weights are loaded before they are needed.
+    for their turn among the multiply-adds, and weights are loaded before they are needed. `sums`
+    are the additions that start beside multiply-adds, in pipes of their own.
     """
 
     fma: float = 2.0
@@ -28,6 +29,7 @@ class Pipes:
     lane_operand: bool = False
     in_order: bool = False
     lane_registers: int = 32
+    sums: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Tile:
 
 
 WIDE = Pipes()
+HALVES = Pipes(fma=1.0, sums=1.0)  # of 512 bits, one after the other (AMD 57647, Zen 4)
 
 
 def segments(extent: int, size: int) -> tuple[Segment, ...]:

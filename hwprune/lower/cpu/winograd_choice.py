@@ -19,7 +19,7 @@ DIRECT_GAIN = 1.2  # how much faster the direct convolution reads weights: it fe
 L3_BYTES_PER_CYCLE = 8.0  # read again, where they stay in this core's share of level 3
 SHARED_BYTES_PER_CYCLE = 2.0  # what another core has just written
 STEP = 4  # input channels per unrolled reduction step
-TWO = 2.0  # multiply-adds a cycle of the cores where the next were measured
+TWO = 2.0  # multiply-adds or sums a cycle of the cores where the next were measured
 INPUT_CYCLES = {2: 80.0, 4: 200.0}  # transforms, per tile and vector of channels
 OUTPUT_CYCLES = {2: 70.0, 4: 170.0}
 EFFICIENCY = 0.9  # of the products, against the model of register tiles
@@ -88,7 +88,8 @@ def _cycles(g: Geometry, m: int, chunk: int, count: int, context: Context) -> fl
     pipes, held = context.pipes, context.held(STEP)
     plane = tiles.plane_cycles(1, chunk, out, tile, pipes=pipes, held=held)
     products = plane * taps * g.channels / EFFICIENCY
-    transforms = (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m]) * TWO / pipes.fma
+    transforms = (into * INPUT_CYCLES[m] + out * OUTPUT_CYCLES[m]) * TWO
+    transforms /= pipes.fma + pipes.sums
     work = chunks * products + count * transforms
     weights, alone = _weight_bytes(g, m, context), apart(chunks, context.threads)
     turns = math.ceil(chunks / context.threads) if alone else chunks
