@@ -7,6 +7,7 @@ in turn.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hwprune.cuda_runtime import gpu_brief
 from hwprune.deploy import Artifact
 from hwprune.obtain import is_predicted
 from hwprune.prepare import open_table
+from hwprune.quiet import SECONDS
 from hwprune.remote.address import Boards
 from hwprune.remote.measure import BoardTable, open_boards
 from hwprune.remote.network import time_networks
@@ -163,10 +165,15 @@ def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair
 
 
 def in_turn(artifacts: Sequence[Artifact], rounds: int = ROUNDS) -> np.ndarray:
-    """Microseconds (rounds, artifacts, inferences) of several artifacts, timed in turn."""
-    return np.array(
-        [[a.latencies_us(RUNS_A_ROUND, warmup=1) for a in artifacts] for _ in range(rounds)]
-    )
+    """Microseconds (rounds, artifacts, inferences) of several artifacts, timed in turn.
+
+    At least so many rounds, and more of small networks, until they have taken `SECONDS`.
+    """
+    times: list[list[list[float]]] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < rounds or time.perf_counter() < end:
+        times.append([a.latencies_us(RUNS_A_ROUND, warmup=1) for a in artifacts])
+    return np.array(times)
 
 
 def ratios(times: np.ndarray) -> np.ndarray:
