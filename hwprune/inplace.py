@@ -47,7 +47,6 @@ def apply_in_place(model: nn.Module, dense: Program, smaller: Program) -> nn.Mod
     it is then as it was.
     """
     _check_same(model, dense)
-    _check_whole(dense, smaller)
     change = _change(model, dense, smaller)
     trial = copied(model)
     _make(trial, change)
@@ -77,18 +76,6 @@ def _check_same(model: nn.Module, dense: Program) -> None:
                 f"{tuple(parameter.shape)}",
                 where=name,
                 hint="pass the model as it was before pruning",
-            )
-
-
-def _check_whole(dense: Program, smaller: Program) -> None:
-    """ModelError if the smaller program has lost whole layers: Python would still call them."""
-    left = dict(smaller.module.named_parameters(remove_duplicate=False))
-    for name, _ in dense.module.named_parameters():
-        if name not in left:
-            raise ModelError(
-                "belongs to a branch that was removed whole, which the model's Python still calls",
-                where=name,
-                hint="take result.module or model.pt2, or prune without branches",
             )
 
 
@@ -155,16 +142,18 @@ def _check(model: nn.Module, trial: nn.Module, dense: Program, smaller: Program)
     trial = trial.double()
     _make(trial, Change(_matching(trial, wanted), {}))
     inputs = random_inputs(smaller, torch.Generator().manual_seed(1))
-    reference = _run(wanted, inputs)
+    reference = outputs(wanted, inputs)
     try:
-        found, tolerance = _run(trial, inputs), TOLERANCE
+        found, tolerance = outputs(trial, inputs), TOLERANCE
     except Exception:  # the model's Python may make float32 tensors of its own
         try:
-            found = _run(trial.float(), [x.float() if x.is_floating_point() else x for x in inputs])
+            found = outputs(
+                trial.float(), [x.float() if x.is_floating_point() else x for x in inputs]
+            )
             tolerance = SINGLE_TOLERANCE
         except Exception as error:
             raise _refusal(first_line(error), _line(error)) from error
-    worst = _difference(reference, found)
+    worst = difference(reference, found)
     if tolerance < worst <= SINGLE_TOLERANCE and not _runs_in_double(model, dense):
         tolerance = SINGLE_TOLERANCE
     if not worst <= tolerance:  # NaN fails
@@ -175,8 +164,8 @@ def _check(model: nn.Module, trial: nn.Module, dense: Program, smaller: Program)
 def _runs_in_double(model: nn.Module, dense: Program) -> bool:
     """Whether the model as it was computes in float64 what its graph does; it may cast to less."""
     inputs = random_inputs(dense, torch.Generator().manual_seed(1))
-    found = _run(copied(model).double(), inputs)
-    return _difference(_run(double(dense), inputs), found) <= TOLERANCE
+    found = outputs(copied(model).double(), inputs)
+    return difference(outputs(double(dense), inputs), found) <= TOLERANCE
 
 
 def _matching(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
@@ -186,12 +175,12 @@ def _matching(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
     return {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
 
 
-def _run(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+def outputs(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
     """The floating-point outputs in evaluation mode, without fused shortcuts."""
     module.eval()
     with _no_fast_path(), torch.no_grad():
-        outputs = tree_leaves(module(*(x.clone() for x in inputs)))
-    return [y.double() for y in outputs if isinstance(y, Tensor) and y.is_floating_point()]
+        found = tree_leaves(module(*(x.clone() for x in inputs)))
+    return [y.double() for y in found if isinstance(y, Tensor) and y.is_floating_point()]
 
 
 @contextmanager
@@ -204,7 +193,7 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _difference(wanted: list[Tensor], found: list[Tensor]) -> float:
+def difference(wanted: list[Tensor], found: list[Tensor]) -> float:
     """The largest difference relative to each output's largest value; infinite for shapes."""
     if [y.shape for y in wanted] != [y.shape for y in found]:
         return float("inf")

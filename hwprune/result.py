@@ -16,10 +16,10 @@ from hwprune.atomic import replace_directory
 from hwprune.capture import Program
 from hwprune.coupling import Coupling, Group
 from hwprune.deploy import Artifact
-from hwprune.inplace import apply_in_place
 from hwprune.latency import Outcome
 from hwprune.plan import Plan
 from hwprune.report import write_report
+from hwprune.silent import apply_plan_to
 from hwprune.target import Target
 from hwprune.verify import Certificate
 from hwprune.weights import PLAN, WEIGHTS, weights_bytes
@@ -49,10 +49,11 @@ class PruneResult:
         """Make the model that was pruned this smaller network, in place; returns it.
 
         Its tensors become copies of this result's (make optimisers anew), its layers' sizes
-        follow. Raises ModelError, naming the source line, where the model's Python keeps an old
-        size, or where it is another model; nothing is changed then.
+        follow. Branches that are gone stay in it and compute zeros, one unit wide. Raises
+        ModelError, naming the source line, where the model's Python keeps an old size, or where it
+        is another model; nothing is changed then.
         """
-        return apply_in_place(model, self.dense, self.program)
+        return apply_plan_to(model, self.dense, self.plan, self.program)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from hwprune.capture import capture
 from hwprune.errors import ArtifactError, ModelError
-from hwprune.inplace import apply_in_place
 from hwprune.plan import Plan
 from hwprune.program import Program
+from hwprune.silent import apply_plan_to
 from hwprune.stages import follow
 
 WEIGHTS, PLAN = "weights.safetensors", "plan.json"
@@ -84,8 +84,9 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
         model_factory: makes the model as it was before pruning; its weights do not matter.
         path: a directory that `hwprune prune` or `hwprune compile` wrote.
 
-    Raises ArtifactError for a missing or corrupt file, PlanError where the factory makes another
-    model than the one that was pruned, ModelError where its Python keeps an old size.
+    Branches that are gone are in it and compute zeros, one unit wide. Raises ArtifactError for a
+    missing or corrupt file, PlanError where the factory makes another model than the one that was
+    pruned, ModelError where its Python keeps an old size.
     """
     folder = Path(path)
     plan, weights = Plan.load(folder / PLAN), read_weights(folder / WEIGHTS)
@@ -95,7 +96,7 @@ def load_pruned(model_factory: Callable[[], nn.Module], path: str | PathLike[str
     dense = capture(model, tuple(_example(*given) for given in weights.inputs))
     smaller = follow(dense, plan, str(folder / PLAN))[-1].smaller
     fill(smaller, weights, folder / WEIGHTS)
-    return apply_in_place(model, dense, smaller).eval()
+    return apply_plan_to(model, dense, plan, smaller).eval()
 
 
 def _example(shape: list[int], kind: str) -> Tensor:
