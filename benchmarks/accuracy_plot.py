@@ -21,7 +21,7 @@ from benchmarks.accuracy_summary import summarise
 ROOT = Path(__file__).resolve().parent
 RESULTS, DOCS = ROOT / "results", ROOT.parent / "docs"
 STAGES = ("acc_recovered", "acc_1", "acc_3", "acc_10")
-TICKS = ("no labels", "1 epoch", "3", "10")
+TICKS = ("0", "1", "3", "10")
 Row = Mapping[str, Any]
 
 
@@ -48,19 +48,26 @@ def stages(figure: Any, rows: Sequence[Row]) -> None:
     found = summarise([row for row in rows if "reason" not in row])
     tuned = [key for key, summary in found.items() if summary.mean(STAGES[-1]) is not None]
     panels = list(dict.fromkeys(key[:2] for key in tuned))
+    systems = list(dict.fromkeys(key[2] for key in found))
+    shown: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (model, speedup, system), summary in found.items():
             if (model, speedup) != panel:
                 continue
             means = [summary.mean(name) for name in STAGES]
             places = [i for i, mean in enumerate(means) if mean is not None]
-            axes.plot(places, [means[i] for i in places], marker="o", label=system)
             dense = summary.mean("acc_dense")
-        axes.axhline(dense, color="#9aa5b1", linestyle="--", label="dense")
+            if places:
+                color = f"C{systems.index(system)}"
+                values = [means[i] for i in places]
+                shown[system] = axes.plot(places, values, marker="o", color=color, label=system)[0]
+        shown["dense"] = axes.axhline(dense, color="#9aa5b1", linestyle="--", label="dense")
         axes.set_xticks(range(len(TICKS)), TICKS)
+        axes.set_xlabel("epochs with labels")
         axes.set_title(f"{panel[0]}, {panel[1]:g}x")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    names = [name for name in (*systems, "dense") if name in shown]
+    figure.legend([shown[n] for n in names], names, loc="outside lower center", ncols=5)
     figure.supylabel("% right of 10,000")
 
 
@@ -72,7 +79,7 @@ def draw(name: str, rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     plot, width = PLOTS[name]
-    figure = Figure(figsize=(6.0 * width, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.0 * width, 4.5), layout="constrained")
     plot(figure, rows)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 

@@ -46,6 +46,19 @@ def test_a_panel_for_what_was_fine_tuned() -> None:
     assert set(lines) == {"hwprune", "width", "dense"}
 
 
+def test_a_system_has_one_colour_in_all_panels() -> None:
+    figure = Figure()
+    stages(
+        figure, [tuned("hwprune", 2.0, 94.0), tuned("peer", 2.0, 93.0), tuned("peer", 4.0, 92.0)]
+    )
+    colours = {
+        (i, li.get_label()): li.get_color() for i, a in enumerate(figure.axes) for li in a.lines
+    }
+    assert colours[0, "peer"] == colours[1, "peer"] != colours[0, "hwprune"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["hwprune", "peer", "dense"]
+
+
 def test_files(tmp_path: Path) -> None:
     accuracy_plot.draw("accuracy", [tuned("hwprune", 2.0, 94.0)], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
