@@ -6,7 +6,7 @@ every layer that its Python was written with; of silent branches one unit is lef
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from hwprune.inplace import apply_in_place, difference, outputs
 from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.rewrite import rewrite
-from hwprune.stages import follow, units_left
+from hwprune.stages import Stage, follow, units_left
 from hwprune.verify import double
 
 
@@ -30,25 +30,25 @@ def apply_plan_to(model: nn.Module, dense: Program, plan: Plan, smaller: Program
     """
     if all(units for part in plan.stages() for units in part.kept.values()):
         return apply_in_place(model, dense, smaller)
+    stages = follow(dense, plan)
     try:
-        return apply_in_place(model, dense, with_silent_branches(dense, plan, smaller))
+        return apply_in_place(model, dense, _with_silent_branches(stages, smaller))
     except ModelError as error:  # an `nn.MultiheadAttention` has all of its heads
         try:
-            whole = with_silent_branches(dense, plan, smaller, whole=True)
+            whole = _with_silent_branches(stages, smaller, whole=True)
             return apply_in_place(model, dense, whole)
         except ModelError:
             raise error from None
 
 
-def with_silent_branches(
-    dense: Program, plan: Plan, smaller: Program, *, whole: bool = False
+def _with_silent_branches(
+    stages: Sequence[Stage], smaller: Program, *, whole: bool = False
 ) -> Program:
     """A program that computes what the smaller one does, with the branches that are gone from it.
 
     What only a removed branch reads is zero, one unit of a group wide or `whole`.
     """
-    stages = follow(dense, plan)
-    coupling, kept = stages[0].coupling, units_left(stages)
+    dense, coupling, kept = stages[0].program, stages[0].coupling, units_left(stages)
     left = {name: width if whole else 1 for name, width in coupling.full.items()}
     there = {name: units or tuple(range(left[name])) for name, units in kept.items()}
     program = rewrite(dense, coupling, Plan(fingerprint(dense), there, forms=coupling.forms))
