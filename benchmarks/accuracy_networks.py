@@ -81,6 +81,6 @@ FULL = (
     Network("resnet20", resnet20, *_sgd(20, 10)),
     Network("vgg", vgg, *_sgd(20, 10)),
     Network("mobilenet", mobilenet, *_sgd(20, 10)),
-    Network("vit", vit, *_adamw(30, 10)),
+    Network("vit", vit, *_adamw(40, 10)),
 )
 QUICK = (Network("tiny", tiny, *_sgd(1, 1)),)

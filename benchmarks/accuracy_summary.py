@@ -12,7 +12,7 @@ from typing import Any
 
 ACCURACIES = ("acc_dense", "acc_pruned", "acc_recovered", "acc_1", "acc_3", "acc_10")
 AMOUNTS = ("speedup_measured", "latency_us", "macs", "params")
-OURS, OWN_TOO, PEER = "hwprune", "hwprune-branches", "torch-pruning"
+OURS, OWN_TOO, PEER = "hwprune", "hwprune-widths", "torch-pruning"
 Row = Mapping[str, Any]
 Key = tuple[str, float, str]  # network, speed-up, system
 

@@ -26,14 +26,16 @@ from hwprune.program import Program
 from hwprune.recover import reconstruct
 from hwprune.rewrite import kept_indices, rewrite
 
-OURS, BRANCHES, RANDOM, HALP, NETADAPT, WIDTH = (
-    "hwprune", "hwprune-branches", "hwprune-random", "halp", "netadapt", "width",
+OURS, WIDTHS, RANDOM, HALP, NETADAPT, WIDTH = (
+    "hwprune", "hwprune-widths", "hwprune-random", "halp", "netadapt", "width",
 )  # fmt: skip
 RECONSTRUCTED_AT_ONCE = 16
 System = Callable[[Subject, float], Timed]
 
 
-def ours(subject: Subject, share: float, importance: str = "auto", branches: bool = False) -> Timed:
+def ours(
+    subject: Subject, share: float, importance: str = "auto", branches: bool | None = None
+) -> Timed:
     """hwprune with calibration images, within a share of the dense latency."""
     result = hwprune.prune(
         subject.program,
@@ -80,7 +82,7 @@ def narrow(subject: Subject, share: float) -> Timed:
 
 SYSTEMS: Mapping[str, System] = {
     OURS: ours,
-    BRANCHES: partial(ours, branches=True),
+    WIDTHS: partial(ours, branches=False),
     RANDOM: partial(ours, importance="random"),
     HALP: partial(allocated, method="knapsack"),
     NETADAPT: partial(allocated, method="greedy"),

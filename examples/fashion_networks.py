@@ -61,12 +61,12 @@ class _Block(nn.Module):
 
 
 class SmallViT(nn.Module):
-    """A vision transformer on the 7 x 7 patches of 4 x 4 pixels, averaged; 10 logits."""
+    """A vision transformer on the 4 x 4 patches of 7 x 7 pixels, averaged; 10 logits."""
 
     def __init__(self, dim: int = 128, heads: int = 4, hidden: int = 256, depth: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, dim, 4, 4)
-        self.position = nn.Parameter(0.02 * torch.randn(1, 49, dim))
+        self.patches = nn.Conv2d(1, dim, 7, 7)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 16, dim))
         self.blocks = nn.Sequential(*(_Block(dim, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 10)

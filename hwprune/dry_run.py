@@ -43,7 +43,7 @@ def find_sensitivity(
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
-    branches: bool = False,
+    branches: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     name: str = "",

@@ -49,6 +49,18 @@ class Forms:
         return self
 
     @staticmethod
+    def asked(options: Mapping[str, Any], weighed: bool) -> Forms:
+        """The forms among the options of a search, not checked yet.
+
+        Where nothing, or None, says whether branches may go, they may if it is `weighed` what
+        they are worth: by the measured error of the outputs without them.
+        """
+        given = {name: options[name] for name in KNOWN if name in options}
+        if given.get("branches") is None:
+            given["branches"] = weighed
+        return Forms(**given)
+
+    @staticmethod
     def read(raw: Mapping[str, Any]) -> Forms:
         """The forms in the data of a plan; usual ones where it has none. Raises HwpruneError."""
         return Forms(**{f.name: raw[f.name] for f in fields(Forms) if f.name in raw}).checked()

@@ -47,7 +47,6 @@ from hwprune.threshold import check_threshold
 
 REPORT = "report.json"
 _BUDGETS = ("macs", "params", "threshold")
-_FORMS = ("attention", "grouped", "group_norm", "branches")
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,8 @@ class _Flow:
         options: Mapping[str, Any],
     ) -> Found:
         """The plan that meets a latency, and other budgets with it."""
-        forms = Forms(**{k: options[k] for k in _FORMS if k in options}).checked()
         importance = replace(Importance.among(options), seed=seed)
+        forms = Forms.asked(options, importance.weighed(self.images is not None)).checked()
         threshold = check_threshold(options.get("threshold"))
         asked = Asked(
             self.program, target, threads, budgets, self.given, self.images, forms, importance,

@@ -48,7 +48,6 @@ from hwprune.target import Target
 from hwprune.threshold import check_threshold, weak_units
 
 _BUDGETS = {"latency": LATENCY, "macs": MACS, "params": PARAMS, "sram": SRAM, "flash": FLASH}
-_FORMS = ("attention", "grouped", "group_norm", "branches")
 
 
 @dataclass(frozen=True)
@@ -164,12 +163,13 @@ class _Flow:
         self, budgets: Mapping[str, Budget], threshold: float | None
     ) -> tuple[Network, dict[str, Any]]:
         """The network that meets the budgets, and what the report says of the search."""
-        forms = Forms(**{k: v for k, v in self.options.items() if k in _FORMS}).checked()
         recover = self.options.get("recover", "auto")
         check_recovery(recover, self.images is not None)
         steps = check_steps(self.options.get("steps"), self.images is not None)
         importance = replace(Importance.among(self.options), seed=self.seed)
         importance.check(self.images is not None)
+        weighed = importance.weighed(self.images is not None)
+        forms = Forms.asked(self.options, weighed).checked()
         with self.clock.stage("quantize dense"):
             ready = prepare_mcu(self.program, self.target, forms, self.given, self.config)
         prepared, coupling = ready.prepared, ready.prepared.coupling

@@ -93,8 +93,14 @@ GroupNorm = Annotated[
     str, typer.Option(help="Units of group norms: auto, groups, or evenly from each.")
 ]
 Branches = Annotated[
-    bool, typer.Option("--branches", help="Residual branches may be removed whole.")
+    bool | None,
+    typer.Option(
+        help="Whether residual branches may be removed whole; usually with --calibrate, which "
+        "tells what they are worth.",
+        show_default=False,
+    ),
 ]
+BranchesToo = Annotated[bool, typer.Option(help="Whether residual branches are among what may go.")]
 Steps = Annotated[
     int | None,
     typer.Option(
@@ -194,7 +200,7 @@ def _own_inputs(path: Path) -> Any:
     return capture(path).inputs
 
 
-def units(attention: str, grouped: str, group_norm: str, branches: bool) -> dict[str, Any]:
+def units(attention: str, grouped: str, group_norm: str, branches: bool | None) -> dict[str, Any]:
     """The options of the units by the names that the library gives them."""
     return {
         "attention": attention,

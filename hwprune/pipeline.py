@@ -73,7 +73,7 @@ def prune(
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
-    branches: bool = False,
+    branches: bool | None = None,
     steps: int | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -104,7 +104,7 @@ def prune(
             `hwprune.score.AGGREGATES` and `NORMALISATIONS`, or "sensitivity": by the measured error
             of the outputs, the default with `calibrate`. Without, None is the criterion's own.
         attention, grouped, group_norm, branches: what a unit is (`hwprune.forms.Forms`); a plan
-            brings its own.
+            brings its own. None: residual branches may go where sensitivity is measured.
         steps: in which units go: between them, with `calibrate`, layers are reconstructed and the
             units that are left scored again (`hwprune.gradual`), and plans by several opinions
             of them tried out. 1 scores once and tries nothing; None takes the
@@ -127,12 +127,16 @@ def prune(
     )  # fmt: skip
     check_recovery(recover, calibrate is not None)
     check_steps(steps, calibrate is not None)
-    forms = Forms(attention, grouped, group_norm, branches).checked(search=True).stages()
+    units = {
+        "attention": attention, "grouped": grouped, "group_norm": group_norm, "branches": branches,
+    }  # fmt: skip
+    scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
+    weighed = scorer.weighed(calibrate is not None)
+    forms = Forms.asked(units, weighed).checked(search=True).stages()
     if boards is not None and len(forms) > 1:
         raise HwpruneError(
             "two stages are not measured on boards", where="attention", hint="heads or head_dim"
         )
-    scorer = Importance(importance, aggregate, normalize, seed, batches, loss)
     if plan is None:
         scorer.check(calibrate is not None)
     torch.manual_seed(seed)
@@ -226,7 +230,7 @@ def inspect(
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
-    branches: bool = False,
+    branches: bool = True,
     name: str = "",
 ) -> dict[str, Any]:
     """Groups with their members, removable branches, and what is frozen and why."""

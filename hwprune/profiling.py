@@ -36,7 +36,7 @@ def profile(
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
-    branches: bool = False,
+    branches: bool = True,
     threads: int = 1,
     boards: Boards | None = None,
     dtype: str = FLOAT32,

@@ -425,7 +425,8 @@ def test_heads_and_then_channels_of_those_left(tmp_path):
     torch.manual_seed(0)
     model = Small()
     images = torch.randn(8, TOKENS, 10)
-    result = hwprune.prune(model, (x,), macs="30%", attention="both", calibrate=images)
+    options = {"attention": "both", "branches": False, "calibrate": images}
+    result = hwprune.prune(model, (x,), macs="30%", **options)
     report = result.report
     assert report["pruned"]["macs"] <= 0.3 * report["dense"]["macs"]
     assert report["pruned"]["macs"] == pytest.approx(result.plan.then.predicted["macs"])

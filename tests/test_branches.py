@@ -477,7 +477,8 @@ def test_inspect_lists_them():
     assert rows["branch:layers.0.norm2"]["groups"] == ["layers.0.linear1"]
     wanted = sum(p.numel() for m in (mlp.norm2, mlp.linear1, mlp.linear2) for p in m.parameters())
     assert rows["branch:layers.0.norm2"]["params"] == wanted
-    assert hwprune.inspect(model, (x,))["branches"] == []
+    assert hwprune.inspect(model, (x,)) == found
+    assert hwprune.inspect(model, (x,), branches=False)["branches"] == []
 
 
 def random_removal(program: Program, coupling: Coupling, random_: random.Random) -> Plan:

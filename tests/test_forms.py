@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -139,6 +140,38 @@ def test_norms_of_one_dimension_and_of_single_channels():
     assert not any(g.through_norm_statistics for g in coupling.groups)
 
 
+@pytest.mark.parametrize(("asked", "weighed", "found"), [
+    ({}, True, True),
+    ({}, False, False),
+    ({"branches": None, "attention": "both"}, True, True),
+    ({"branches": False}, True, False),
+    ({"branches": True}, False, True),
+])  # fmt: skip
+def test_branches_may_go_where_it_is_measured_what_they_are_worth(asked, weighed, found):
+    forms = Forms.asked({**asked, "latency": "50%"}, weighed)
+    assert forms == Forms(attention=asked.get("attention", "heads"), branches=found)
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({}, False),
+    ({"calibrate": 32}, True),
+    ({"calibrate": 32, "normalize": "mean"}, False),
+    ({"calibrate": 32, "branches": False}, False),
+])  # fmt: skip
+@pytest.mark.parametrize("steps", [None, 2])
+def test_plans_record_whether_branches_could_go(options, found, steps):
+    from small_net import small_net
+
+    given = dict(options)
+    if "calibrate" in given:
+        torch.manual_seed(0)
+        given["calibrate"] = torch.randn(given["calibrate"], 3, 32, 32)
+    x = torch.zeros(1, 3, 32, 32)
+    prune = hwprune.prune if steps is None else partial(hwprune.prune_iteratively, steps=steps)
+    result = prune(small_net(), (x,), macs="80%", **given)
+    assert {plan.forms.branches for plan in result.plan.stages()} == {found}
+
+
 def test_a_search_records_its_forms(tmp_path):
     torch.manual_seed(0)
     model = Normed(4, width=32)
@@ -191,9 +224,9 @@ def test_the_command_line_takes_them():
 
     words = ["inspect", "tests.small_net:small_net", "--input", "1,3,32,32", "--json"]
     plain = json.loads(CliRunner().invoke(app, words).stdout)
-    assert plain["branches"] == []
-    found = json.loads(CliRunner().invoke(app, [*words, "--branches"]).stdout)
-    assert [b["name"] for b in found["branches"]] == ["branch:left.0"]
+    assert [b["name"] for b in plain["branches"]] == ["branch:left.0"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--no-branches"]).stdout)
+    assert found["branches"] == []
     options = ["--grouped", "any"], ["--group-norm", "any"], ["--attention", "both"]
     for wrong in options:
         error = CliRunner().invoke(app, [*words, *wrong]).exception

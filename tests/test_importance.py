@@ -145,5 +145,7 @@ def test_the_command_prints_the_most_sensitive_group_first(run, tmp_path) -> Non
     assert done.status == 0
     ranked = Sensitivity.load(out / "sensitivity.json").ranked()
     lines = [line for line in done.out.splitlines() if any(c.group in line for c in ranked)]
-    assert [ranked.index(c) for line in lines for c in ranked if f" {c.group} " in line] == [0, 1]
+    found = [ranked.index(c) for line in lines for c in ranked if f" {c.group} " in line]
+    assert found == [0, 1, 2]
+    assert "branch:left.0" in [c.group for c in ranked]
     assert (out / "sensitivity.svg").exists()

@@ -66,7 +66,7 @@ def prune_iteratively(
     attention: str = HEADS,
     grouped: str = AUTO,
     group_norm: str = AUTO,
-    branches: bool = False,
+    branches: bool | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     name: str = "",
@@ -89,13 +89,17 @@ def prune_iteratively(
     clock = Clock(progress or Silent())
     check_schedule(steps, schedule)
     _check_training(recover, loader, steps_per_epoch, options)
-    Importance.among(options).check(options.get("calibrate") is not None)
+    importance, images = Importance.among(options), options.get("calibrate") is not None
+    importance.check(images)
     request = read_request(
         target=target, threads=threads, latency=latency, macs=macs, params=params
     )
     if attention == BOTH:
         raise HwpruneError("steps prune one form", where="attention", hint="heads or head_dim")
-    forms = Forms(attention, grouped, group_norm, branches).checked()
+    units = {
+        "attention": attention, "grouped": grouped, "group_norm": group_norm, "branches": branches,
+    }  # fmt: skip
+    forms = Forms.asked(units, importance.weighed(images)).checked()
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         prepared = prepare(program, request.target, threads, **asdict(forms))
