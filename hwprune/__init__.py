@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from hwprune.errors import HwpruneError
 
 if TYPE_CHECKING:
+    from hwprune.compiling import compile, compile_pruned
     from hwprune.deploy import Artifact, load
     from hwprune.dry_run import find_sensitivity
     from hwprune.front import compile_point
     from hwprune.front_search import search
-    from hwprune.pipeline import compile, compile_pruned, inspect, prune
+    from hwprune.pipeline import inspect, prune
     from hwprune.plan import Plan
     from hwprune.profiling import profile
     from hwprune.target import Target, list_targets, load_target
@@ -32,8 +33,8 @@ _HOMES = {
     "load": "deploy",
     "Plan": "plan",
     "PruneResult": "pipeline",
-    "compile": "pipeline",
-    "compile_pruned": "pipeline",
+    "compile": "compiling",
+    "compile_pruned": "compiling",
     "find_sensitivity": "dry_run",
     "inspect": "pipeline",
     "profile": "profiling",

@@ -115,7 +115,7 @@ def compile_command(
     For those and for a GPU: without a budget the network is left as it is.
     """
     from hwprune.atomic import check_writable
-    from hwprune.pipeline import compile_pruned
+    from hwprune.compiling import compile_pruned
     from hwprune.remote.address import read_boards
     from hwprune.request import read_request
 
@@ -237,7 +237,7 @@ def lower_command(
 ) -> None:
     """Compile a model as it is. In float16 --calibrate shows what would leave its range."""
     from hwprune.atomic import check_writable
-    from hwprune.pipeline import compile
+    from hwprune.compiling import compile
     from hwprune.request import read_target
 
     check_writable(out)

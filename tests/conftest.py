@@ -38,8 +38,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 LONGEST = (
-    "readme", "networks", "pipeline", "lower_relax", "verify", "branches", "couple", "interruption",
-    "lower_cpu",
+    "readme", "networks", "compiling", "lower_relax", "verify", "branches", "couple",
+    "interruption", "lower_cpu",
 )  # fmt: skip
 
 
@@ -58,5 +58,5 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("measure_kernels", "check_latency", "build"):
         monkeypatch.setattr(f"hwprune.latency.{name}", fail)
-    monkeypatch.setattr("hwprune.pipeline.build", fail)
+    monkeypatch.setattr("hwprune.compiling.build", fail)
     monkeypatch.setattr("hwprune.profiling.measure_kernels", fail)

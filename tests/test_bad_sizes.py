@@ -104,7 +104,7 @@ def test_networks_that_cannot_be_compiled(
     monkeypatch.setattr("hwprune.lower.network.kernel_for", fail)
     monkeypatch.setattr("hwprune.build.run_torch", fail)
     if command == "lower":
-        monkeypatch.setattr("hwprune.pipeline.build", build)
+        monkeypatch.setattr("hwprune.compiling.build", build)
     budget = (
         () if command == "lower" else ("--latency" if command == "compile" else "--macs", "50%")
     )

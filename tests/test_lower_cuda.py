@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.capture import capture, specialize
+from hwprune.compiling import compile, compile_pruned
 from hwprune.cuda_emulate import EmulatedKernels
 from hwprune.dtype import in_dtype
 from hwprune.errors import LoweringError
@@ -25,7 +26,6 @@ from hwprune.lower.kernels import kernel_for, tvm_target
 from hwprune.lower.packing import pack, unpack
 from hwprune.lower.reference import evaluate
 from hwprune.lower.spec import ARITHMETIC, NHWC, NHWC_LAST, Kernel, TensorSpec, Workload, numpy_type
-from hwprune.pipeline import compile, compile_pruned
 from hwprune.target import load_target
 from tests.cuda_cases import CASES, conv, image
 
