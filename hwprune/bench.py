@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -164,15 +164,21 @@ def interleaved(dense: Artifact, pruned: Artifact, rounds: int = ROUNDS) -> Pair
     return Pair(float(dense_us), float(pruned_us), float(ratios(times)[1]))
 
 
-def in_turn(artifacts: Sequence[Artifact], rounds: int = ROUNDS) -> np.ndarray:
+def in_turn(
+    artifacts: Sequence[Artifact],
+    rounds: int = ROUNDS,
+    done: Callable[[int], None] = lambda rounds: None,
+) -> np.ndarray:
     """Microseconds (rounds, artifacts, inferences) of several artifacts, timed in turn.
 
-    At least so many rounds, and more of small networks, until they have taken `SECONDS`.
+    At least so many rounds, and more of small networks, until they have taken `SECONDS`; `done` is
+    told how many there are after each.
     """
     times: list[list[list[float]]] = []
     end = time.perf_counter() + SECONDS
     while len(times) < rounds or time.perf_counter() < end:
         times.append([a.latencies_us(RUNS_A_ROUND, warmup=1) for a in artifacts])
+        done(len(times))
     return np.array(times)
 
 

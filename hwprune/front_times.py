@@ -5,14 +5,13 @@ In: saved programs, the dense one first. Out: `Times`, which say where they come
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hwprune.bench import BOARD_ROUNDS, ROUNDS, RUNS_A_ROUND, Network, gpu_here, is_timed
+from hwprune.bench import BOARD_ROUNDS, ROUNDS, RUNS_A_ROUND, Network, gpu_here, in_turn, is_timed
 from hwprune.build import build
 from hwprune.capture import capture
 from hwprune.estimate import Span, describe_model, estimate_network, origin
@@ -111,12 +110,13 @@ def _predicted(files: Sequence[Path], target: Target, threads: int, advance: Adv
 
 def _timed_here(networks: Sequence[Network], advance: Advance) -> np.ndarray:
     """(rounds, networks) median microseconds, all in turn."""
-    times = np.empty((ROUNDS, len(networks)))
-    for turn in range(ROUNDS):
-        for i, network in enumerate(networks):
-            found = network.build.artifact.latencies_us(RUNS_A_ROUND, warmup=1)
-            times[turn, i] = statistics.median(found)
-        advance(len(networks) + turn + 1, len(networks) + ROUNDS)
+    known = len(networks)
+
+    def done(rounds: int) -> None:
+        advance(known + min(rounds, ROUNDS), known + ROUNDS)
+
+    artifacts = [network.build.artifact for network in networks]
+    times: np.ndarray = np.median(in_turn(artifacts, ROUNDS, done), axis=2)
     return times
 
 
