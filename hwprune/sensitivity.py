@@ -1,9 +1,9 @@
 """Sensitivity: how much the network's outputs suffer when one group alone gets narrower.
 
 In: a `Program`, its `Coupling`, the units' scores and data. Out: a `Sensitivity`, a curve for every
-group. Nothing is compiled or rewritten: where layers read the weakest units they get what recovery
-would make of those that stay (`restore`). Units that no layer reads are silenced; groups whose
-statistics run over them are measured as the smaller program.
+group. Nothing is compiled: where layers read the weakest units they get what recovery would make of
+those that stay (`restore`). Units that no layer reads are silenced; groups that statistics run over
+(the stream of a transformer) are measured as the smaller program, reconstructed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Advance
 from hwprune.recover.fidelity import OutputError, numbers
+from hwprune.recover.reconstruct import reconstruct
 from hwprune.restore import Moments
-from hwprune.rewrite import rewrite
+from hwprune.rewrite import kept_indices, rewrite
 from hwprune.score import Batch, Loss, Scores
 from hwprune.score.evidence import Read
 from hwprune.score.gather import loss_of
@@ -123,9 +124,10 @@ class _Runner:
         if compensate:
             found = find_reads(program, coupling).items()
             self.reads = {n: [r for r in some if not (r.output or r.passes)] for n, some in found}
-        self.skipped = Skipped(program.module, coupling, [inputs for inputs, _ in fit])
+        self.given = [inputs for inputs, _ in fit]
+        self.skipped = Skipped(program.module, coupling, self.given)
         self.fit = range(len(batches), len(batches) + len(fit))
-        self.frontier = Frontier(self.module, [inputs for inputs, _ in (*batches, *fit)])
+        self.frontier = Frontier(self.module, [*(x for x, _ in batches), *self.given])
         outputs = [self.frontier.finish(i) for i in range(len(batches))]
         self.whole = [numbers(some) for some in outputs]
         if not all(bool(y.isfinite().all()) for some in self.whole for y in some):
@@ -188,7 +190,12 @@ class _Runner:
     def _smaller(self, name: str, kept: np.ndarray) -> torch.fx.GraphModule:
         plan = Plan.full(self.coupling, fingerprint(self.program))
         units = {**plan.kept, name: tuple(sorted(int(u) for u in kept))}
-        return rewrite(self.program, self.coupling, replace(plan, kept=units)).module
+        plan = replace(plan, kept=units)
+        smaller = rewrite(self.program, self.coupling, plan)
+        if self.given and len(kept) < self.coupling.group(name).width:
+            indices = kept_indices(self.coupling, plan, self.program)
+            smaller = reconstruct(self.program, smaller, indices, self.given).program
+        return smaller.module
 
     def _compare(self, run: Callable[[int], Any], width: int) -> Point:
         """A point, from a function that gives the outputs of a batch."""

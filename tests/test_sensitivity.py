@@ -147,6 +147,39 @@ def test_what_stays_tells_what_is_gone() -> None:
     assert whole == measure(compensate=False).curves[0]
 
 
+class DoubledStream(torch.nn.Module):
+    """Every channel of what its norm runs over is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(5, 12), torch.nn.Linear(12, 4)
+        self.norm = torch.nn.LayerNorm(12)
+        with torch.no_grad():
+            self.a.weight[6:] = self.a.weight[:6]
+            self.a.bias[6:] = self.a.bias[:6]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(self.a(x)))
+
+
+def test_a_stream_is_measured_reconstructed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(48, 7, 5)
+    program = capture(DoubledStream().eval(), (x[:2],))
+    coupling = couple(program)
+    (stream,) = coupling.groups
+    assert stream.through_norm_statistics
+    judged, fit = [((x[:16],), None)], [((part,), None) for part in x[16:].split(4)]
+    scores = {stream.name: np.arange(12, 0.0, -1)}
+    measure = partial(measure_sensitivity, program, coupling, scores, judged, shares=(0.5, 0.25))
+    alone, told = measure().curves[0], measure(fit=fit).curves[0]
+    assert told.points[0].error == 0
+    assert alone.points[1].error > 0.1
+    assert told.points[1].error < 1e-4  # six channels say the other six
+    assert 0.01 < told.points[2].error < alone.points[2].error
+    assert measure(fit=fit, compensate=False).curves[0] == measure(compensate=False).curves[0]
+
+
 def test_the_program_is_left_as_it_was(network, measured) -> None:
     program, coupling, scores, batches = network
     before = copy.deepcopy(program.module.state_dict())
