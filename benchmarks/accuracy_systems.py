@@ -19,7 +19,7 @@ from benchmarks.baselines import METHODS, widest
 from hwprune.budget import LATENCY
 from hwprune.capture import capture, fingerprint
 from hwprune.errors import BudgetError
-from hwprune.given import recover_part
+from hwprune.given import RECOVERED_AT_ONCE, recover_part
 from hwprune.plan import Plan
 from hwprune.problem import Problem
 from hwprune.program import Program
@@ -29,7 +29,6 @@ from hwprune.rewrite import kept_indices, rewrite
 OURS, WIDTHS, RANDOM, HALP, NETADAPT, WIDTH = (
     "hwprune", "hwprune-widths", "hwprune-random", "halp", "netadapt", "width",
 )  # fmt: skip
-RECONSTRUCTED_AT_ONCE = 16
 System = Callable[[Subject, float], Timed]
 
 
@@ -95,7 +94,7 @@ def recovered(subject: Subject, candidate: Candidate) -> Program | None:
     """The candidate after reconstruction without labels; None where there is nothing to recover."""
     if candidate.kept is None:
         return None
-    images = recover_part(subject.data.images).split(RECONSTRUCTED_AT_ONCE)
+    images = recover_part(subject.data.images).split(RECOVERED_AT_ONCE)
     return reconstruct(
         subject.program, candidate.program, candidate.kept, images, seed=subject.seed
     ).program

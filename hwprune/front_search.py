@@ -85,32 +85,22 @@ def search(
         raise HwpruneError(
             "nothing judges the networks", where="evaluate", hint="pass evaluate or calibrate"
         )
-    request = read_request(
-        target=target, threads=threads, latency=asked[0], boards=boards, dtype=dtype
-    )
+    place: dict[str, Any] = {"target": target, "threads": threads, "boards": boards, "dtype": dtype}
+    request = read_request(latency=asked[0], **place)
     with clock.stage("capture"):
         program = as_program(model, inputs, name)
         images = as_images(calibrate, program)
     if evaluate is None and images is not None:
         _check_agreement(program, images)
     folder = Path(out)
-    word = recover if isinstance(recover, str) else "none" if recover is None else "a function"
+    told = place | {"recover": recover} | options
     settings = {
         "model": fingerprint(program),
-        "target": target,
-        "threads": threads,
         "measure": "accuracy" if evaluate is not None else "agreement",
-        "recover": word,
         "latencies": source_of(request.target, boards),
-        **({"dtype": dtype} if dtype != FLOAT32 else {}),
-        **{k: v for k, v in options.items() if isinstance(v, str | int | float)},
     }
-    Trail(folder).begin(settings)
-    given = {
-        "target": target, "threads": threads, "recover": recover, "calibrate": images,
-        "boards": boards, "dtype": dtype,
-    }  # fmt: skip
-    maker = _Maker(program, folder, evaluate, given | options, clock)
+    Trail(folder).begin(settings | _told(told))
+    maker = _Maker(program, folder, evaluate, told | {"calibrate": images}, clock)
     found = [maker.point(budget) for budget in asked]
     missed = tuple(f"{r['budget']}: {r['failed']}" for r in found if "failed" in r)
     rows = [maker.dense(), *(r for r in found if "failed" not in r)]
@@ -120,12 +110,22 @@ def search(
         files = [folder / r["directory"] / PROGRAM for r in rows]
         times = times_of(files, target, threads, boards, advance, dtype)
     front = Front(
-        program.name, target, threads, str(settings["measure"]), _points(rows, times.latencies),
+        program.name, target, threads, settings["measure"], _points(rows, times.latencies),
         missed, str(folder / SEARCH), times.source, times.origin, times.warnings, dtype,
     )  # fmt: skip
     write_text(front.path, json.dumps({"format": FORMAT, **asdict(front)}, indent=1) + "\n")
     write_text(folder / PLOT, draw_front(front))
     return front
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What of the options a search that goes on must have been told again."""
+    recover = options["recover"]
+    word = "a function" if callable(recover) else recover or "none"
+    dtype = {} if options["dtype"] == FLOAT32 else {"dtype": options["dtype"]}
+    rest = {k: v for k, v in options.items() if k not in ("recover", "dtype")}
+    plain = {k: v for k, v in rest.items() if isinstance(v, str | int | float)}
+    return {**plain, "recover": word, **dtype}
 
 
 def _check_agreement(program: Program, images: Tensor) -> None:

@@ -12,6 +12,7 @@ from hwprune.capture import Program, capture
 from hwprune.errors import HwpruneError
 
 HELD_OUT = 4  # every fourth calibration image judges the result and is not used to recover
+RECOVERED_AT_ONCE = 16  # images of a batch that layers are reconstructed from
 Model = nn.Module | Program | torch.export.ExportedProgram | str | Path
 
 

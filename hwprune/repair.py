@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwprune.errors import HwpruneError
-from hwprune.given import recover_part
+from hwprune.given import RECOVERED_AT_ONCE, recover_part
 from hwprune.latency import Outcome
 from hwprune.prepare import Prepared
 from hwprune.program import Program
@@ -45,7 +45,7 @@ def repair(
             return recover_by(how, outcome.program), []
     if how in (None, "none") or images is None:
         return outcome.program, []
-    fitted = recover_part(images).split(16)
+    fitted = recover_part(images).split(RECOVERED_AT_ONCE)
     with clock.stage("recover") as advance:
         repaired = reconstruct(
             prepared.program, outcome.program, kept, fitted, seed=seed, progress=advance

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hwprune.given import RECOVERED_AT_ONCE
 from hwprune.prepare import Prepared, carry_out
 from hwprune.program import Program
 from hwprune.progress import Advance
@@ -25,7 +26,6 @@ from hwprune.rewrite import kept_indices
 
 JUDGES, PART = 64, 4  # images that judge: at most so many, one of so many
 LEAST = 32  # images; fewer are reconstructed from, and judge nothing
-AT_ONCE = 16
 Kept = Mapping[str, tuple[int, ...]]
 
 
@@ -64,7 +64,7 @@ class Trials:
         dense = self.prepared.program
         plan, smaller = carry_out(self.prepared, kept)
         indices = kept_indices(self.prepared.coupling, plan, dense)
-        images = self.images[self._judges :].split(AT_ONCE)
+        images = self.images[self._judges :].split(RECOVERED_AT_ONCE)
         return reconstruct(dense, smaller, indices, images, seed=self.seed).program
 
     @property
@@ -73,7 +73,9 @@ class Trials:
 
     @cached_property
     def _batches(self) -> list[tuple[Tensor, ...]]:
-        return as_batches(self.images[: self._judges].split(AT_ONCE), self.prepared.program)
+        return as_batches(
+            self.images[: self._judges].split(RECOVERED_AT_ONCE), self.prepared.program
+        )
 
     @cached_property
     def _whole(self) -> list[list[Tensor]]:
