@@ -80,7 +80,7 @@ class Bench:
         if key not in self.subjects:
             self.subjects.clear()  # one at a time: compiled networks and scores take memory
             module = network.build(seed)
-            found = self._train(network, module, seed, self._home(network, seed) / "dense.pt")
+            found = self._train(network, module, seed, self.home(network, seed) / "dense.pt")
             images = self.train_images.take(self.calibrate)
             self.subjects[key] = Subject(network, module, images, seed, self.place), found[-1]
         return self.subjects[key]
@@ -119,8 +119,8 @@ class Bench:
             found = self._train(network, module, job.seed, home / SCRATCH, f"{job.title}, scratch")
             scratch = {"acc_scratch": found[-1]}
         config = replace(network.tune, seed=job.seed + 1, precision=self.precision)
-        teacher = Remembered(subject.dense, self._home(network, job.seed) / TEACHER)
-        checkpoint = self._home(network, job.seed) / f"tuned-{digest(module)}-e{config.epochs}.pt"
+        teacher = Remembered(subject.dense, self.home(network, job.seed) / TEACHER)
+        checkpoint = self.home(network, job.seed) / f"tuned-{digest(module)}-e{config.epochs}.pt"
         by_epoch = train(
             module, self._data, config, checkpoint, job.title,
             device=self.device, teacher=teacher,
@@ -165,7 +165,8 @@ class Bench:
             **({} if self.place == HOST else asdict(self.place)),
         }
 
-    def _home(self, network: Network, seed: int) -> Path:
+    def home(self, network: Network, seed: int) -> Path:
+        """The folder of a network and seed."""
         train_epochs, images = network.train.epochs, len(self.train_images)
         name = f"{network.name}-e{train_epochs}-n{images}-{self.precision}-seed{seed}"
         return self.folder / name
@@ -173,7 +174,7 @@ class Bench:
     def _place(self, job: Job) -> Path:
         name = f"{job.system}-x{job.speedup:g}-c{self.calibrate}-e{job.network.tune.epochs}"
         name += self.place.suffix
-        return self._home(job.network, job.seed) / name
+        return self.home(job.network, job.seed) / name
 
 
 def digest(module: nn.Module) -> str:

@@ -5,7 +5,7 @@ In: a module, images, a `TrainConfig`. Out: per cent of the test images right af
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ def train(
     *,
     device: str = "cpu",
     teacher: Remembered | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> list[float]:
     """Train in place, from where the checkpoint is; accuracies on the second split by epoch.
 
-    The module comes back on the CPU. Raises HwpruneError where the loss stops being finite.
+    `callbacks` are told before accuracy is judged. The module comes back on the CPU. Raises
+    HwpruneError where the loss stops being finite.
     """
     batches = Batches(data[0], BATCH, seed=config.seed)
 
@@ -87,7 +89,7 @@ def train(
             teacher=teacher,
             checkpoint=checkpoint,
             progress=report,
-            callbacks=(judge,),
+            callbacks=(*callbacks, judge),
         )
     for part in (module, teacher):
         if part is not None:

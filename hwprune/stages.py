@@ -13,6 +13,7 @@ import numpy as np
 
 from hwprune.couple import couple
 from hwprune.coupling import Coupling
+from hwprune.errors import HwpruneError
 from hwprune.plan import Plan
 from hwprune.program import Program, fingerprint
 from hwprune.rewrite import kept_indices, rewrite
@@ -75,6 +76,26 @@ def units_left(stages: Sequence[Stage]) -> dict[str, tuple[int, ...]]:
         if not branch.parameters & there.keys():
             kept |= dict.fromkeys((branch.name, *branch.groups), ())
     return kept
+
+
+def compose(stages: Sequence[Stage], kept: Kept) -> Plan:
+    """The plan of the original that all stages come to; `kept` is what they leave.
+
+    Raises HwpruneError where there is none.
+    """
+    program, coupling = stages[0].program, stages[0].coupling
+    plan = Plan(fingerprint(program), units_left(stages), forms=coupling.forms)
+    plan.check(coupling, fingerprint(program))
+    wanted = kept_indices(coupling, plan, program)
+    for name, dims in kept.items():
+        found = wanted.get(name, {})
+        if not all(d in found and np.array_equal(i, found[d]) for d, i in dims.items()):
+            raise HwpruneError(
+                "the steps removed what is no unit of the original",
+                where=name,
+                hint="choose the units: grouped='groups' or 'offsets', group_norm='groups'",
+            )
+    return plan
 
 
 def certify(stages: Sequence[Stage], seed: int = 0) -> Certificate:

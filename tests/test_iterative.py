@@ -16,6 +16,7 @@ from hwprune.program import Program
 from hwprune.recover import TrainConfig
 from hwprune.rewrite import rewrite
 from hwprune.verify import verify
+from hwprune.ways import iterative
 from hwprune.ways.schedule import share_left
 from tests.command_line import refused
 from tests.small_net import small_net
@@ -115,6 +116,26 @@ def test_training_recovers_every_step() -> None:
     rows = result.kept["stem.0.weight"].get(0, np.arange(32))
     untrained = before["stem.0.weight"][torch.from_numpy(rows)]
     assert not torch.equal(result.module.get_parameter("stem.0.weight"), untrained)
+
+
+def test_training_starts_from_what_inputs_reconstruct(monkeypatch) -> None:
+    images = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    starts: list[dict[str, torch.Tensor]] = []
+    real = iterative.finetune
+
+    def spy(module, *args, **options):
+        starts.append({n: t.clone() for n, t in module.state_dict().items()})
+        return real(module, *args, **options)
+
+    monkeypatch.setattr(iterative, "finetune", spy)
+    asked = {"macs": "60%", "steps": 1, "calibrate": images}
+    plain = hwprune.prune_iteratively(small_net(), (X,), recover="auto", **asked)
+    hwprune.prune_iteratively(
+        small_net(), (X,), recover=TrainConfig(epochs=1, lr=0.01),
+        loader=[(images, torch.arange(48) % 10)], **asked,
+    )  # fmt: skip
+    for name, tensor in plain.module.state_dict().items():
+        torch.testing.assert_close(starts[0][name], tensor)
 
 
 @pytest.mark.parametrize(

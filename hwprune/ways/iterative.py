@@ -14,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from hwprune.account import Facts, account
@@ -29,7 +28,6 @@ from hwprune.given import Model, as_program
 from hwprune.importance import Importance
 from hwprune.latency import Outcome
 from hwprune.pipeline import prune
-from hwprune.plan import Plan
 from hwprune.prepare import Prepared, prepare
 from hwprune.program import Program, fingerprint
 from hwprune.progress import Clock, Progress, Silent
@@ -38,9 +36,8 @@ from hwprune.recover.train import Loader
 from hwprune.repair import check_recovery, recover_by
 from hwprune.request import Request, read_request
 from hwprune.result import PruneResult
-from hwprune.rewrite import kept_indices
 from hwprune.search_stages import dense_amount
-from hwprune.stages import Stage, join, kept_through, units_left
+from hwprune.stages import Stage, compose, join, kept_through
 from hwprune.ways.schedule import CUBIC, check_schedule, share_left
 from hwprune.ways.trail import Trail
 
@@ -185,10 +182,10 @@ class _Steps:
         known = self.trail.plan(step)
         if known is None:
             asked = self._asked(shares)
-            how = self.recover if isinstance(self.recover, str) else "none"
             result = prune(
-                self.program, **asked, **self.options, steps=1, recover=how, progress=self.clock
-            )
+                self.program, **asked, **self.options, steps=1, recover=self._first,
+                progress=self.clock,
+            )  # fmt: skip
             row = self._row(step, shares, result)
             self.trail.keep_plan(step, result.plan, row)
         else:
@@ -217,8 +214,14 @@ class _Steps:
     def _plain(self) -> dict[str, Any]:
         """The options of a step whose plan is known: its weights are known or made next."""
         names = ("target", "threads", "seed", "calibrate")
-        how = self.recover if isinstance(self.recover, str) else "none"
-        return {n: self.options[n] for n in names if n in self.options} | {"recover": how}
+        return {n: self.options[n] for n in names if n in self.options} | {"recover": self._first}
+
+    @property
+    def _first(self) -> str:
+        """What `prune` itself is to recover: all, before training what inputs allow, or nothing."""
+        if isinstance(self.recover, str):
+            return self.recover
+        return "auto" if isinstance(self.recover, TrainConfig) else "none"
 
     def _row(self, step: int, shares: Mapping[str, float], result: PruneResult) -> dict[str, Any]:
         """What a step did, as JSON data."""
@@ -257,7 +260,7 @@ class _Steps:
         prepared, first, last = self.prepared, self.taken[0], self.taken[-1]
         stages = [Stage(r.dense, r.coupling, r.plan, r.program) for r in self.taken]
         kept = kept_through(stages)
-        plan = compose(prepared, stages, kept, last.plan.predicted)
+        plan = replace(compose(stages, kept), predicted=last.plan.predicted)
         certificate = join([r.certificate for r in self.taken])
         allocation = replace(last.outcome.allocation, kept=plan.kept)
         outcome = Outcome(allocation, plan, last.program, last.outcome.timing)
@@ -284,25 +287,3 @@ class _Steps:
         with self.clock.stage("measure"):
             built = [build(p, target, threads) for p in programs]
             add_latency(report, interleaved(built[0].artifact, built[1].artifact))
-
-
-def compose(
-    prepared: Prepared,
-    stages: Sequence[Stage],
-    kept: Mapping[str, Mapping[int, np.ndarray]],
-    predicted: Mapping[str, float],
-) -> Plan:
-    """The plan of the original that all stages come to. HwpruneError where there is none."""
-    coupling, program = prepared.coupling, prepared.program
-    plan = Plan(fingerprint(program), units_left(stages), predicted, coupling.forms)
-    plan.check(coupling, fingerprint(program))
-    wanted = kept_indices(coupling, plan, program)
-    for name, dims in kept.items():
-        found = wanted.get(name, {})
-        if not all(d in found and np.array_equal(i, found[d]) for d, i in dims.items()):
-            raise HwpruneError(
-                "the steps removed what is no unit of the original",
-                where=name,
-                hint="choose the units: grouped='groups' or 'offsets', group_norm='groups'",
-            )
-    return plan
