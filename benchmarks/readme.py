@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.accuracy_summary import summarise
+from benchmarks.accuracy_summary import Summary, Value, summarise
 from hwprune.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,20 +117,47 @@ def analysis_time(document: Document) -> list[str]:
 
 
 def accuracy(document: Document) -> list[str]:
-    """Per cent right of the test images, mean and deviation over seeds, by system and speed-up."""
-    stages = ("dense", "pruned", "recovered", "1", "3", "10")
-    lines = _head("network", "system", "speed-up", "measured", *stages, "µs", "M MACs", "M params")
-    for (model, speedup, system), found in summarise(document["rows"]).items():
-        given = [found.values[f"acc_{stage}"] for stage in stages]
-        spread = found.seeds > 1
+    """Per cent right without labels and, in brackets, after ten epochs, by system.
+
+    Means, and deviations where there are several seeds.
+    """
+    found = summarise(document["rows"])
+    systems = list(dict.fromkeys(system for *_, system in found))
+    lines = _head("network", "speed-up", "dense", *systems)
+    for model, speedup in dict.fromkeys(key[:2] for key in found):
+        here = {s: found[model, speedup, s] for s in systems if (model, speedup, s) in found}
+        dense = next(v for s in here.values() if (v := s.values["acc_dense"]) is not None)
+        cells = [_reached(here.get(system)) for system in systems]
+        lines.append(_row(model, f"{speedup:g}x", _spread(dense), *cells))
+    return lines
+
+
+def _reached(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    if not summary.seeds:
+        return "out of reach"
+    recovered, tuned = summary.values["acc_recovered"], summary.values["acc_10"]
+    after = "" if tuned is None else f"({_spread(tuned)})"
+    return f"{'-' if recovered is None else _spread(recovered)} {after}".rstrip()
+
+
+def _spread(value: Value) -> str:
+    return f"{value.mean:.2f}" + f" ± {value.deviation:.2f}" * (value.deviation > 0)
+
+
+def lite0_latency(document: Document) -> list[str]:
+    """Per cent of held-out photos whose class stays, and the measured share of the latency."""
+    found = {(r["system"], r["budget"]): r for r in document["rows"] if "ratio" in r}
+    budgets = sorted({budget for _, budget in found}, reverse=True)
+    lines = _head("system", *(f"{100 * b:.0f} % of the latency" for b in budgets))
+    for system in dict.fromkeys(system for system, _ in found):
+        rows = [found.get((system, b)) for b in budgets]
         cells = [
-            "-" if v is None else f"{v.mean:.2f}" + f" ± {v.deviation:.2f}" * spread for v in given
+            "-" if r is None else f"{100 * r['top1_agreement']:.0f} (at {100 * r['ratio']:.0f} %)"
+            for r in rows
         ]
-        sizes = ((found.mean(n), d) for n, d in (("latency_us", 1), ("macs", 1e6), ("params", 1e6)))
-        amounts = ["-" if x is None else f"{x / divisor:.3g}" for x, divisor in sizes]
-        measured = found.mean("speedup_measured")
-        reached = "-" if measured is None else f"{measured:.2f}x"
-        lines.append(_row(model, system, f"{speedup:g}x", reached, *cells, *amounts))
+        lines.append(_row(system, *cells))
     return lines
 
 
@@ -160,6 +187,7 @@ TABLES: dict[str, Callable[[Document], list[str]]] = {
     "dense_networks": dense_networks,
     "fashion_mnist": fashion_mnist,
     "lite0_accuracy": lite0_accuracy,
+    "lite0_latency": lite0_latency,
     "accuracy": accuracy,
     "allocation": allocation,
     "analysis_time": analysis_time,
