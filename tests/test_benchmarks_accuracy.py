@@ -502,4 +502,4 @@ def test_rows_of_a_gpu_lie_apart(bench):
     job = Job(_tiny(1, 3), WIDTH, 0, 2.0)
     there = replace(bench, place=Place("nvidia-h200", "float16", 256))
     assert there._place(job).name == bench._place(job).name + "-nvidia-h200-float16-b256"
-    assert there._home(job.network, 0) == bench._home(job.network, 0)  # one dense network
+    assert there.home(job.network, 0) == bench.home(job.network, 0)  # one dense network
