@@ -117,7 +117,7 @@ def test_soft_pruning_zeroes_filters_and_lets_them_grow_again(trained) -> None:
     weight = model.get_parameter(f"{name}.weight")
     assert weight[torch.from_numpy(chosen[name])].any()
     with torch.no_grad():  # one of them matters after all
-        weight[int(np.flatnonzero(chosen[name])[0])] += 3.0
+        weight[int(np.flatnonzero(chosen[name])[0])] += 10 * weight.abs().max()
     result = pruner.finish()
     assert pruner.regrown >= 1
     assert result.report["removal"]["regrown"] == pruner.regrown
@@ -125,6 +125,28 @@ def test_soft_pruning_zeroes_filters_and_lets_them_grow_again(trained) -> None:
     assert result.report["pruned"]["macs"] <= 0.6 * result.report["dense"]["macs"]
     result.apply_to(model)
     assert torch.allclose(model(x), result.module(x), atol=1e-4)
+
+
+def test_layers_are_reconstructed_after_what_soft_pruning_zeroed_last(trained) -> None:
+    dense, x, data = trained
+    model = copy_of(dense)
+    pruner = hwprune.SoftPruner(model, (x,), macs="50%")
+    before = model(x)
+    pruner.step()
+    state, weights = pruner.state_dict(), {n: t.clone() for n, t in model.state_dict().items()}
+    assert not torch.allclose(model(x), before, atol=1e-2)
+    result = pruner.finish(recover="auto", calibrate=data.images[64:128])
+    assert torch.allclose(result.dense.module(x), before, atol=1e-4)
+    held = data.images[128:256]
+    wanted, plain = dense(held), hwprune.prune(dense, (x,), plan=result.plan).module(held)
+    assert (result.module(held) - wanted).norm() < 0.5 * (plain - wanted).norm()
+    twin = copy_of(dense)
+    twin.load_state_dict(weights)
+    resumed = hwprune.SoftPruner(twin, (x,), macs="50%")
+    resumed.load_state_dict(state)
+    again = resumed.finish(recover="auto", calibrate=data.images[64:128])
+    assert again.plan.kept == result.plan.kept
+    torch.testing.assert_close(again.module(x), result.module(x))
 
 
 def test_callbacks_of_the_training_loop_on_a_captured_program() -> None:

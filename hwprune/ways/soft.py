@@ -6,9 +6,12 @@ stay in the network and in training: a filter that matters grows again and is th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hwprune.result import PruneResult
 from hwprune.ways.dynamic import DynamicPruner, scale_units
@@ -19,11 +22,16 @@ class SoftPruner(DynamicPruner):
 
     Only filters are zeroed, not biases and not what reads them: without these no gradient would
     reach a filter again. Removal therefore takes away what the biases of zeroed filters add, a
-    constant; a short recovery gives it back.
+    constant; a short recovery gives it back. Layers are reconstructed after the network as it was
+    trained: what the last zeroing took is remembered.
     """
 
     regrown = 0
     """How many times a unit that was to go has come back."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._zeroed: dict[str, Tensor] = {}  # parameters as they were before the last zeroing
 
     def after_epoch(self, epoch: int) -> None:
         """As callback of `finetune`."""
@@ -37,8 +45,28 @@ class SoftPruner(DynamicPruner):
 
     def finish(self, *, recover: Any = "none", **options: Any) -> PruneResult:
         """Choose for the last time, and remove; see `DynamicPruner.finish`."""
+        self._restore()
         self._zero()
+        if options.get("calibrate") is not None and recover in ("auto", "reconstruct"):
+            self._restore()
         return super().finish(recover=recover, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold to go on."""
+        return super().state_dict() | {"zeroed": dict(self._zeroed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint. Raises HwpruneError where it is of another model."""
+        super().load_state_dict(state)
+        self._zeroed = {name: tensor.clone() for name, tensor in state.get("zeroed", {}).items()}
+
+    def _restore(self) -> None:
+        """Give filters that are zero what the last zeroing took, unless they were trained since."""
+        held = dict(self.module.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, before in self._zeroed.items():
+                now = held[name]
+                now.copy_(torch.where(now == 0, before.to(now), now))
 
     def _zero(self) -> None:
         before = self.removed()
@@ -46,10 +74,12 @@ class SoftPruner(DynamicPruner):
         after = self.removed()
         if self.count > self.every:  # before the first zeroing nothing could grow again
             self.regrown += sum(int((before[g] & ~after[g]).sum()) for g in after)
+        self._zeroed = {}
         for group in self.groups:
             factors = np.where(after[group.name], 0.0, 1.0)
             for site, tensor in self._slices(group):
                 if site.dim == 0 and tensor.ndim > 1:
+                    self._zeroed.setdefault(site.parameter, tensor.detach().clone())
                     scale_units(tensor, site, group, factors)
 
     def _account(self) -> dict[str, Any]:
