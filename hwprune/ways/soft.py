@@ -41,14 +41,15 @@ class SoftPruner(DynamicPruner):
         """Choose the weak units anew and zero their filters, at every `every`-th call."""
         self.count += 1
         if self.count % self.every == 0:
+            self._choose_anew()
             self._zero()
 
     def finish(self, *, recover: Any = "none", **options: Any) -> PruneResult:
         """Choose for the last time, and remove; see `DynamicPruner.finish`."""
         self._restore()
-        self._zero()
-        if options.get("calibrate") is not None and recover in ("auto", "reconstruct"):
-            self._restore()
+        self._choose_anew()
+        if options.get("calibrate") is None or recover not in ("auto", "reconstruct"):
+            self._zero()
         return super().finish(recover=recover, **options)
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,15 +69,17 @@ class SoftPruner(DynamicPruner):
                 now = held[name]
                 now.copy_(torch.where(now == 0, before.to(now), now))
 
-    def _zero(self) -> None:
+    def _choose_anew(self) -> None:
         before = self.removed()
         self.plan = self._choose()
         after = self.removed()
         if self.count > self.every:  # before the first zeroing nothing could grow again
             self.regrown += sum(int((before[g] & ~after[g]).sum()) for g in after)
-        self._zeroed = {}
+
+    def _zero(self) -> None:
+        removed, self._zeroed = self.removed(), {}
         for group in self.groups:
-            factors = np.where(after[group.name], 0.0, 1.0)
+            factors = np.where(removed[group.name], 0.0, 1.0)
             for site, tensor in self._slices(group):
                 if site.dim == 0 and tensor.ndim > 1:
                     self._zeroed.setdefault(site.parameter, tensor.detach().clone())
