@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from examples.fashion_mnist import Split
 from hwprune.atomic import write_text
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError
+from hwprune.recover import Callback
 from hwprune.recover.config import FLOAT32
 
 MILESTONES = (1, 3, 10)  # epochs of fine-tuning after which a row has an accuracy
@@ -109,7 +110,6 @@ class Bench:
         facts = self.pruned(job)
         if "reason" in facts:
             return job.key | facts
-        subject, _ = self.dense(job.network, job.seed)
         home, network = self._place(job), job.network
         scratch: Mapping[str, float] = {}
         if (home / RECOVERED).exists():
@@ -118,18 +118,37 @@ class Bench:
             module = capture(home / PRUNED).module
             found = self._train(network, module, job.seed, home / SCRATCH, f"{job.title}, scratch")
             scratch = {"acc_scratch": found[-1]}
-        config = replace(network.tune, seed=job.seed + 1, precision=self.precision)
-        teacher = Remembered(subject.dense, self.home(network, job.seed) / TEACHER)
-        checkpoint = self.home(network, job.seed) / f"tuned-{digest(module)}-e{config.epochs}.pt"
-        by_epoch = train(
-            module, self._data, config, checkpoint, job.title,
-            device=self.device, teacher=teacher,
-        )  # fmt: skip
+        by_epoch = self.tune(network, module, job.seed, f"tuned-{digest(module)}", job.title)
         reached = {f"acc_{n}": dict(enumerate(by_epoch, 1)).get(n) for n in MILESTONES}
         return job.key | facts | scratch | reached
 
+    def tune(
+        self,
+        network: Network,
+        module: nn.Module,
+        seed: int,
+        name: str,
+        title: str,
+        epochs: int | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> list[float]:
+        """Fine-tune in place, the dense network teaching; accuracies by epoch.
+
+        `name` is that of the checkpoint; `epochs` are the network's own where None.
+        """
+        subject, _ = self.dense(network, seed)
+        config = replace(network.tune, seed=seed + 1, precision=self.precision)
+        config = replace(config, epochs=epochs or config.epochs)
+        home = self.home(network, seed)
+        return train(
+            module, self.data, config, home / f"{name}-e{config.epochs}.pt", title,
+            device=self.device, teacher=Remembered(subject.dense, home / TEACHER),
+            callbacks=callbacks,
+        )  # fmt: skip
+
     @property
-    def _data(self) -> tuple[Split, Split]:
+    def data(self) -> tuple[Split, Split]:
+        """What trains, and what judges."""
         return self.train_images, self.test_images
 
     def _train(
@@ -137,7 +156,7 @@ class Bench:
     ) -> list[float]:
         config = replace(network.train, seed=seed, precision=self.precision)
         title = title or f"{network.name} dense seed {seed}"
-        return train(module, self._data, config, checkpoint, title, device=self.device)
+        return train(module, self.data, config, checkpoint, title, device=self.device)
 
     def _keep(self, subject: Subject, timed: Timed, home: Path) -> Row:
         """Write the pruned and the recovered network; what they reach, take and hold."""

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hwprune.atomic import write_text
+from hwprune.errors import HwpruneError
 
 console = Console()
 if not console.is_terminal:
@@ -100,6 +101,45 @@ def rows_of(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.exists():
         return []
     return list(json.loads(path.read_text())["rows"])
+
+
+def fill(
+    out: Path | None,
+    planned: Iterable[dict[str, Any]],
+    make: Callable[[dict[str, Any]], dict[str, Any]],
+    title: Callable[[dict[str, Any]], str],
+) -> list[dict[str, Any]]:
+    """The file's rows, and those planned that it lacks, made and written one by one.
+
+    `planned` are what identifies a row. What failed says why, and is tried again.
+    """
+    rows = [row for row in rows_of(out) if "reason" not in row]
+    for wanted in planned:
+        if any(wanted.items() <= row.items() for row in rows):
+            continue
+        console.print(title(wanted))
+        rows.append(attempt(wanted, make))
+        finish(out, rows)
+    return rows
+
+
+def attempt(
+    wanted: dict[str, Any], make: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """A row, or why there is none."""
+    try:
+        return wanted | make(wanted)
+    except HwpruneError as error:
+        return wanted | {"reason": str(error)}
+
+
+def show_reasons(
+    rows: Iterable[Mapping[str, Any]], title: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Print what failed, and why."""
+    for row in rows:
+        if "reason" in row:
+            console.print(f"{title(row)}: {row['reason']}", style="yellow", markup=False)
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:

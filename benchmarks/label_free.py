@@ -7,7 +7,7 @@ has are not measured again, and what failed says why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from benchmarks.accuracy_fit import Timed
 from benchmarks.accuracy_subject import Subject, parameters
 from hwprune.errors import HwpruneError
 
-KEY = ("system", "budget")
 HEADS = ("system", "asked", "latency", "ms", "MACs")
 Row = dict[str, Any]
 Cells = Callable[[Row], list[str]]
@@ -43,23 +42,16 @@ def timed_facts(subject: Subject, timed: Timed) -> Row:
 
 def measure(wanted: Row, make: Callable[[str, float], Row]) -> Row:
     """A row, or why there is none."""
-    try:
-        return wanted | make(wanted["system"], wanted["budget"])
-    except HwpruneError as error:
-        return wanted | {"reason": str(error)}
+    return common.attempt(wanted, lambda row: make(row["system"], row["budget"]))
 
 
 def fill(out: Path | None, planned: Sequence[Row], make: Callable[[str, float], Row]) -> list[Row]:
     """The file's rows and those that it lacks."""
-    rows = [row for row in common.rows_of(out) if "reason" not in row]
-    known = [{name: row[name] for name in KEY} for row in rows]
-    for wanted in planned:
-        if wanted in known:
-            continue
-        common.console.print(f"{wanted['system']} at {wanted['budget']:.0%}")
-        rows.append(measure(wanted, make))
-        common.finish(out, rows)
-    return rows
+    return common.fill(out, planned, lambda row: make(row["system"], row["budget"]), _title)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['system']} at {row['budget']:.0%}"
 
 
 def show(title: str, heads: Sequence[str], rows: Sequence[Row], cells: Cells, by: str) -> None:
@@ -73,10 +65,7 @@ def show(title: str, heads: Sequence[str], rows: Sequence[Row], cells: Cells, by
             for row in sorted(measured, key=lambda r: (-r["budget"], -r[by]))
         ],
     )
-    for row in rows:
-        if "reason" in row:
-            line = f"{row['system']} at {row['budget']:.0%}: {row['reason']}"
-            common.console.print(line, style="yellow", markup=False)
+    common.show_reasons(rows, _title)
 
 
 def _cells(row: Row) -> list[str]:

@@ -126,7 +126,7 @@ def accuracy(document: Document) -> list[str]:
     lines = _head("network", "speed-up", "dense", *systems)
     for model, speedup in dict.fromkeys(key[:2] for key in found):
         here = {s: found[model, speedup, s] for s in systems if (model, speedup, s) in found}
-        dense = next(v for s in here.values() if (v := s.values["acc_dense"]) is not None)
+        dense = next((v for s in here.values() if (v := s.values["acc_dense"])), None)
         cells = [_reached(here.get(system)) for system in systems]
         lines.append(_row(model, f"{speedup:g}x", _spread(dense), *cells))
     return lines
@@ -139,10 +139,12 @@ def _reached(summary: Summary | None) -> str:
         return "out of reach"
     recovered, tuned = summary.values["acc_recovered"], summary.values["acc_10"]
     after = "" if tuned is None else f"({_spread(tuned)})"
-    return f"{'-' if recovered is None else _spread(recovered)} {after}".rstrip()
+    return f"{_spread(recovered)} {after}".rstrip()
 
 
-def _spread(value: Value) -> str:
+def _spread(value: Value | None) -> str:
+    if value is None:
+        return "-"
     return f"{value.mean:.2f}" + f" ± {value.deviation:.2f}" * (value.deviation > 0)
 
 

@@ -21,18 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import hwprune
 from benchmarks import common
 from benchmarks.accuracy import CACHE, Amount
-from benchmarks.accuracy_networks import FULL, QUICK
+from benchmarks.accuracy_networks import FULL, QUICK, Network
 from benchmarks.accuracy_run import Bench
 from benchmarks.accuracy_subject import Subject
-from benchmarks.accuracy_teacher import Remembered
-from benchmarks.accuracy_train import BATCH, accuracy, train
+from benchmarks.accuracy_train import BATCH, accuracy
 from examples import fashion_mnist
-from examples.fashion_mnist import Batches, Split
+from examples.fashion_mnist import Batches
 from hwprune.errors import HwpruneError
 from hwprune.recover import Callback
 from hwprune.recover.config import BFLOAT16, FLOAT32
@@ -40,19 +39,21 @@ from hwprune.result import PruneResult
 
 SHARES = (0.25,)
 QUICK_AMOUNT = Amount(4_096, 1_000, 64)  # an epoch has as many steps as a growing penalty needs
-KEY = ("model", "way", "seed", "macs_asked")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Course:
-    """A dense network, its images, how long everything trains, and where that is kept."""
+    """A dense network, what it trains on and how long, and the share that is to be left."""
 
+    bench: Bench
     subject: Subject
-    data: tuple[Split, Split]
     share: float
-    precision: str
-    home: Path
+
+    @property
+    def home(self) -> Path:
+        """Where training is kept."""
+        return self.bench.home(self.subject.network, self.subject.seed)
 
     @property
     def epochs(self) -> int:
@@ -65,26 +66,29 @@ class Course:
         return max(1, self.epochs // 2)
 
     @property
-    def asked(self) -> Row:
-        """The budget, the images, and the seed."""
-        subject = self.subject
-        macs = f"{100 * self.share:g}%"
-        return {"macs": macs, "calibrate": subject.data.images, "seed": subject.seed}
+    def budget(self) -> Row:
+        """The budget and the seed, as every way of pruning takes them."""
+        return {"macs": f"{100 * self.share:g}%", "seed": self.subject.seed}
+
+    @property
+    def images(self) -> Tensor:
+        """Without labels."""
+        return self.subject.data.images
 
     def batches(self) -> Batches:
         """The training batches, the same for every way."""
-        return Batches(self.data[0], BATCH, seed=self.subject.seed + 1)
+        return Batches(self.bench.train_images, BATCH, seed=self.subject.seed + 1)
+
+    def judge(self, module: nn.Module) -> float:
+        """Per cent right."""
+        return accuracy(module, self.bench.test_images)
 
     def train(self, module: nn.Module, epochs: int, name: str, *told: Callback) -> float:
         """Train in place; per cent right at the end."""
-        seed = self.subject.seed + 1
-        config = replace(
-            self.subject.network.tune, epochs=epochs, seed=seed, precision=self.precision
-        )
-        teacher = Remembered(self.subject.dense, self.home / "teacher")
-        title = f"{self.subject.network.name}, {name}"
-        kept = self.home / f"way-{name.replace(', ', '-').replace(' ', '-')}-{self.share:g}.pt"
-        return train(module, self.data, config, kept, title, teacher=teacher, callbacks=told)[-1]
+        network, seed = self.subject.network, self.subject.seed
+        kept = f"way-{name.replace(', ', '-').replace(' ', '-')}-{self.share:g}"
+        title = f"{network.name}, {name}"
+        return self.bench.tune(network, module, seed, kept, title, epochs, told)[-1]
 
 
 Way = Callable[[Course], tuple[PruneResult, float | None, float]]
@@ -92,8 +96,10 @@ Way = Callable[[Course], tuple[PruneResult, float | None, float]]
 
 def at_once(course: Course, importance: str = "auto") -> tuple[PruneResult, float, float]:
     """Prune, reconstruct, train."""
-    result = hwprune.prune(course.subject.program, importance=importance, **course.asked)
-    before = accuracy(result.module, course.data[1])
+    result = hwprune.prune(
+        course.subject.program, importance=importance, calibrate=course.images, **course.budget
+    )
+    before = course.judge(result.module)
     return result, before, course.train(result.module, course.epochs, f"at once, {importance}")
 
 
@@ -104,24 +110,25 @@ def in_steps(course: Course, steps: int = 2) -> tuple[PruneResult, None, float]:
     result = hwprune.prune_iteratively(
         course.subject.program,
         steps=steps,
-        recover=replace(tune, epochs=epochs, precision=course.precision),
+        recover=replace(tune, epochs=epochs, precision=course.bench.precision),
         loader=batches,
         steps_per_epoch=len(batches),
         checkpoint=course.home / f"way-{steps}-steps-{course.share:g}",
-        **course.asked,
+        calibrate=course.images,
+        **course.budget,
     )
-    return result, None, accuracy(result.module, course.data[1])
+    return result, None, course.judge(result.module)
 
 
 def while_training(
     course: Course, name: str, make: Callable[..., hwprune.SoftPruner | hwprune.GrowingRegularizer]
 ) -> tuple[PruneResult, float, float]:
     """Half of the epochs with a pruner, which then removes; reconstruct, train for the rest."""
-    module, images = copy.deepcopy(course.subject.dense), course.asked["calibrate"]
-    pruner = make(module, course.subject.example, macs=course.asked["macs"], seed=0)
+    module = copy.deepcopy(course.subject.dense)
+    pruner = make(module, course.subject.example, **course.budget)
     course.train(module, course.half, f"{name}, before", pruner)
-    result = pruner.finish(recover="auto", calibrate=images)
-    before = accuracy(result.module, course.data[1])
+    result = pruner.finish(recover="auto", calibrate=course.images)
+    before = course.judge(result.module)
     rest = max(1, course.epochs - course.half)
     return result, before, course.train(result.module, rest, f"{name}, after")
 
@@ -142,8 +149,10 @@ WAYS: Mapping[str, Way] = {
 }
 
 
-def row(course: Course, way: str, dense: float) -> Row:
+def row(bench: Bench, network: Network, wanted: Row) -> Row:
     """What a way reaches."""
+    subject, dense = bench.dense(network, wanted["seed"])
+    course, way = Course(bench, subject, wanted["macs_asked"]), wanted["way"]
     result, removed, reached = WAYS[way](course)
     pair = course.subject.time(result.program)
     counts = result.report["pruned"]
@@ -157,33 +166,20 @@ def row(course: Course, way: str, dense: float) -> Row:
         "ratio": round(pair.ratio, 4),
         "latency_us": round(pair.pruned_us, 3),
         "latency_source": "device",
-        "precision": course.precision,
+        "precision": course.bench.precision,
     }
 
 
-def run(bench: Bench, wanted: Sequence[Row], out: Path | None) -> list[Row]:
-    """The file's rows and those that it lacks, written as they come; what failed says why."""
-    rows = [r for r in common.rows_of(out) if "reason" not in r]
-    known = [{name: r[name] for name in KEY} for r in rows]
+def run(bench: Bench, planned: Sequence[Row], out: Path | None) -> list[Row]:
+    """The file's rows and those that it lacks."""
     networks = {network.name: network for network in (*FULL, *QUICK)}
-    for key in wanted:
-        if key in known:
-            continue
-        common.console.print(f"{key['model']}, {key['way']}, {key['macs_asked']:.0%}")
-        try:
-            course, dense = _course(bench, networks[key["model"]], key)
-            rows.append(key | row(course, key["way"], dense))
-        except HwpruneError as error:
-            rows.append(key | {"reason": str(error)})
-        common.finish(out, rows)
-    return rows
+    return common.fill(
+        out, planned, lambda wanted: row(bench, networks[wanted["model"]], wanted), _title
+    )
 
 
-def _course(bench: Bench, network: Any, key: Row) -> tuple[Course, float]:
-    subject, dense = bench.dense(network, key["seed"])
-    data = bench.train_images, bench.test_images
-    home = bench.home(network, key["seed"])
-    return Course(subject, data, key["macs_asked"], bench.precision, home), dense
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}, {row['way']}, {row['macs_asked']:.0%}"
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -202,10 +198,7 @@ def show(rows: Sequence[Row]) -> None:
         ],
         text=2,
     )  # fmt: skip
-    for r in rows:
-        if "reason" in r:
-            line = f"{r['model']}, {r['way']}: {r['reason']}"
-            common.console.print(line, style="yellow", markup=False)
+    common.show_reasons(rows, _title)
 
 
 def main() -> None:

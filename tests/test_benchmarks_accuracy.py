@@ -23,12 +23,13 @@ from benchmarks.accuracy_systems import OURS, RANDOM, SYSTEMS, WIDTH, ours, reco
 from benchmarks.accuracy_teacher import Remembered
 from benchmarks.accuracy_train import accuracy as accuracy_of
 from benchmarks.accuracy_train import train
-from examples.fashion_mnist import Batches, SmallResNet, Split
+from examples.fashion_mnist import Batches, SmallResNet
 from hwprune.bench import Pair
 from hwprune.capture import capture
 from hwprune.errors import BudgetError, HwpruneError, TargetError
 from hwprune.recover import TrainConfig
 from hwprune.turns import OVER, UNDER
+from tests.pictures import pictures
 
 IMAGE = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -62,16 +63,6 @@ def wide(width: int) -> Candidate:
 
 def pair(ratio: float) -> Pair:
     return Pair(100.0, 100.0 * ratio, ratio)
-
-
-def pictures(count: int, seed: int = 0) -> Split:
-    """Images whose class is told by where they are bright."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    images = 0.3 * torch.randn(count, 1, 28, 28, generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[0, 2 * label : 2 * label + 4] += 2.0
-    return Split(images, labels)
 
 
 @pytest.mark.parametrize("network", FULL, ids=lambda n: n.name)
@@ -433,6 +424,8 @@ def test_the_tables_show_every_system(monkeypatch):
     assert "(92.00 ± 1.00)" in shown_of[OURS]
     assert shown_of[WIDTH] == "- (92.50)"  # one seed has no deviation, scratch no recovery
     assert shown_of[TAYLOR] == "out of reach"
+    (_, _, refused) = readme.TABLES["accuracy"]({"rows": ROWS[-1:]})
+    assert refused == "| m | 2x | - | out of reach |"  # nothing says what the dense network does
 
 
 def test_the_command_line_says_what_is_run():

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
-import torch
 
 from benchmarks import accuracy_train, common, ways
 from benchmarks.accuracy_networks import QUICK, Network, tiny
 from benchmarks.accuracy_run import Bench
-from examples.fashion_mnist import Batches, Split
+from examples.fashion_mnist import Batches
 from hwprune.recover import TrainConfig
+from tests.pictures import pictures
 
 KEY = {"model": "tiny", "seed": 0, "macs_asked": 0.5}
 EPOCHS = 2
 STEPS = 21  # in an epoch: a growing penalty needs 20
 
 
-def halves(count: int, seed: int) -> Split:
-    """Images whose upper or lower half is bright, which tells their class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 2
-    images = 0.3 * torch.randn(count, 1, 28, 28, generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[0, 14 * label : 14 * label + 14] += 2.0
-    return Split(images, labels)
+halves = partial(pictures, classes=2, step=14, height=14)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +46,11 @@ def test_every_way_meets_the_budget_and_trains_as_long(bench, network, monkeypat
             seen += 1
             yield batch
 
-    course, dense = ways._course(bench, network, KEY)
+    subject, dense = bench.dense(network, 0)
     monkeypatch.setattr(Batches, "__call__", count)
-    row = ways.row(course, way, dense)
+    row = ways.row(bench, network, KEY | {"way": way})
     assert seen == EPOCHS * STEPS
-    whole = course.subject.macs(course.subject.program)
+    whole = subject.macs(subject.program)
     assert 0.25 * whole < row["macs"] <= 0.5 * whole
     assert row["latency_us"] > 0
     assert row["latency_source"] == "device"
