@@ -1,6 +1,7 @@
 """Recovery without labels: batch-norm statistics, least-squares reconstruction, fidelity."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hwprune.errors import ModelError
 from hwprune.recover import fidelity, reconstruct, reestimate_norms
 from hwprune.recover.layers import layers_of, outputs_at, patches_at, positions
 from hwprune.recover.solve import Equations, solve
+from hwprune.recover.sweep import divided
 
 
 class Net(nn.Module):
@@ -213,3 +215,33 @@ def test_fidelity():
     assert got == {"top1_agreement": 0.5, "cosine": pytest.approx(0.5)}
     with pytest.raises(ValueError, match="no images"):
         fidelity(lambda x: x, lambda x: x, [])
+
+
+def test_few_images_are_divided_so_that_a_fifth_judges():
+    net = make_net()
+    program = capture(net, (torch.randn(2, 3, 10, 10),))
+    x = torch.randn(48, 3, 10, 10)
+    parts = divided([(part,) for part in x.split(16)], program)
+    assert [len(part) for (part,) in parts] == [4] * 12
+    assert torch.equal(torch.cat([part for (part,) in parts]), x)
+    assert [len(part) for (part,) in divided([(x[:3],)], program)] == [1, 1, 1]
+    many = [(part,) for part in x.split(4)]
+    assert divided(many, program) is many
+    alone = replace(program, dynamic_batch=False)
+    single = [(part,) for part in x[:3].split(1)]
+    assert divided(single, alone) is single
+    unlike = [(x, x[:2])]
+    assert divided(unlike, program) is unlike
+
+
+def test_how_few_images_are_batched_does_not_matter():
+    net = make_net()
+    small, kept = remove(net, [0, 2, 3, 5, 7, 8, 11])
+    x = torch.randn(40, 3, 10, 10)
+    dense, pruned = capture(net, (x[:2],)), capture(small, (x[:2],))
+    errors = [
+        [(e.before, e.after, e.ridge) for e in reconstruct(dense, pruned, kept, x.split(n)).layers]
+        for n in (8, 16, 40)
+    ]
+    assert errors[0] == errors[1] == errors[2]
+    assert len({ridge for _, _, ridge in errors[0]}) > 1  # chosen, not the largest for all

@@ -35,7 +35,7 @@ from hwprune.recover.norms import (
     set_statistics,
 )
 from hwprune.recover.solve import RIDGES, Equations, choose, solve
-from hwprune.recover.sweep import as_batches, attribute, sweep
+from hwprune.recover.sweep import as_batches, attribute, divided, sweep
 
 MOMENT_VALUES = 1 << 16  # per channel: enough for a mean to half a per cent of its deviation
 
@@ -79,8 +79,8 @@ def reconstruct(
         dense: the original network; its node names are those of `pruned`.
         pruned: the smaller network; left as it is.
         kept: kept indices per parameter name and dimension (of the dense network).
-        batches: images without labels. The last fifth of them chooses the ridge; of fewer than
-            five batches the largest is taken (on 48 photos EfficientNet-Lite0 keeps more so).
+        batches: images without labels, divided into ten or more where they may be. The last fifth
+            of the batches chooses the ridge; of fewer than five the largest is taken.
         norms: batch-norm statistics, set in the same pass: "match" the dense network's moments
             channel by channel, "plain" re-estimation, or "keep".
         samples: output positions per layer; more are drawn where a layer has many inputs.
@@ -90,7 +90,7 @@ def reconstruct(
     Memory: the live activations of the pruned network for all images, plus `samples` x kept
     channels x 4 bytes per layer.
     """
-    cut = as_batches(batches, pruned)
+    cut = divided(as_batches(batches, pruned), pruned)
     fresh = replace(pruned, module=copy.deepcopy(pruned.module))
     fit = _Fit(dense, fresh, kept, samples, seed, len(cut))
     references = fit.record_dense(cut)

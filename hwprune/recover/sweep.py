@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from hwprune.capture import Program
 from hwprune.errors import ModelError
 
+PARTS = 10  # batches: a fifth of them can judge what the others fit
 Before = Callable[[fx.Node, Callable[[Any], list[Any]]], None]
 After = Callable[[fx.Node, list[Any]], None]
 
@@ -77,6 +78,21 @@ def as_batches(
     if not cut:
         raise ModelError(f"the model takes batches of {size} only, and no batch is that large")
     return cut
+
+
+def divided(
+    batches: Sequence[tuple[Tensor, ...]], program: Program, least: int = PARTS
+) -> Sequence[tuple[Tensor, ...]]:
+    """The same inputs in `least` or more batches, as far as there are as many.
+
+    They stay as they are where the batch size is static, or inputs differ in length.
+    """
+    alike = all(len(x) == len(batch[0]) for batch in batches for x in batch)
+    if len(batches) >= least or not program.dynamic_batch or not alike:
+        return batches
+    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    size = max(1, len(whole[0]) // least)
+    return list(zip(*(x.split(size) for x in whole), strict=True))
 
 
 def attribute(module: fx.GraphModule, argument: Any) -> Tensor | None:
