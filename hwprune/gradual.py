@@ -32,7 +32,7 @@ from hwprune.trial import Kept, Trials
 
 STEP = 0.71  # of the network's cost that a step leaves: two steps to a half, four to a quarter
 MOST = 6
-ENOUGH = 100  # images: a network reconstructed from few is too good on those to be judged by them
+ENOUGH = 48  # images to reconstruct from: too few say what they saw, not what is right
 Costs = tuple[Cost, ...]
 
 

@@ -105,8 +105,8 @@ Steps = Annotated[
     int | None,
     typer.Option(
         help="Steps in which units go, scored again between them (with --calibrate); 1 scores "
-        "once and tries no plan out. Usually the more the more goes, and 1 with fewer than a "
-        "hundred images."
+        "once and tries no plan out. Usually the more the more goes, and 1 with fewer than 64 "
+        "images."
     ),
 ]
 RecoverWith = Annotated[

@@ -97,7 +97,7 @@ def prune(
         steps: in which units go: between them, with `calibrate`, layers are reconstructed and the
             units that are left scored again (`hwprune.gradual`), and plans by several opinions
             of them tried out. 1 scores once and tries nothing; None takes the
-            more steps the more goes, where there are a hundred images or more.
+            more steps the more goes, where there are 64 images or more.
         threads: of the compiled network.
         seed: of every random choice.
         recover: "auto" reconstructs layers from `calibrate` where it is given, "none" does not,
