@@ -44,8 +44,8 @@ def test_more_steps_the_more_goes(share, steps) -> None:
 def test_steps_as_asked_and_one_without_images() -> None:
     assert asked(5).count(0.9) == 5
     assert asked(images=None).count(0.1) == 1
-    assert asked(images=IMAGES[:47]).count(0.1) == 1
-    assert asked(3, IMAGES[:47]).count(0.1) == 3
+    assert asked(images=IMAGES[:63]).count(0.1) == 1
+    assert asked(3, IMAGES[:63]).count(0.1) == 3
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2", 101])
